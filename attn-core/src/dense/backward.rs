@@ -1,0 +1,70 @@
+use ndarray::{Array4, s};
+
+use super::forward::logits;
+use super::{Config, Cotangents, Grads, Inputs, Output};
+use crate::{Error, Result};
+
+/// Vector-Jacobian product of [`super::forward`]: the derivatives of a loss by `q`, `k` and `v`,
+/// from its derivatives by the output and, optionally, by the log-sum-exp. `output` is what
+/// `forward` returned for the same inputs and configuration. Key heads get the sum over the query
+/// heads that share them. A row without any allowed key contributes nothing.
+///
+/// # Errors
+/// As [`super::forward`], and [`Error::Shape`] where `output` or a cotangent has not the shape
+/// that the inputs imply.
+pub fn backward(
+    inputs: Inputs<'_>,
+    config: &Config,
+    output: &Output,
+    cotangents: Cotangents<'_>,
+) -> Result<Grads> {
+    let shape = inputs.check()?;
+    config.check(shape.lengths())?;
+    expect("output.out", output.out.shape(), &shape.out())?;
+    expect("output.lse", output.lse.shape(), &shape.lse())?;
+    expect("cotangents.out", cotangents.out.shape(), &shape.out())?;
+    if let Some(dlse) = cotangents.lse {
+        expect("cotangents.lse", dlse.shape(), &shape.lse())?;
+    }
+    let scale = config.scale_for(shape.dim_qk);
+
+    let q = inputs.q.as_standard_layout();
+    let k = inputs.k.as_standard_layout();
+    let v = inputs.v.as_standard_layout();
+    let d_out = cotangents.out.as_standard_layout();
+    let mut grads = Grads {
+        dq: Array4::zeros(shape.q()),
+        dk: Array4::zeros(shape.k()),
+        dv: Array4::zeros(shape.v()),
+    };
+    let mut s = Vec::new();
+    for b in 0..shape.batch {
+        for h in 0..shape.heads {
+            let h_kv = h / shape.group();
+            let (k, v) = (k.slice(s![b, h_kv, .., ..]), v.slice(s![b, h_kv, .., ..]));
+            let mut dk = grads.dk.slice_mut(s![b, h_kv, .., ..]);
+            let mut dv = grads.dv.slice_mut(s![b, h_kv, .., ..]);
+            for i in 0..shape.queries {
+                let keys = config.mask.row(shape.lengths(), i);
+                let (q, d_out) = (q.slice(s![b, h, i, ..]), d_out.slice(s![b, h, i, ..]));
+                let mut dq = grads.dq.slice_mut(s![b, h, i, ..]);
+                let lse = output.lse[[b, h, i]];
+                let d_lse = cotangents.lse.map_or(0.0, |d_lse| d_lse[[b, h, i]]);
+                let delta = d_out.dot(&output.out.slice(s![b, h, i, ..]));
+                logits(q, k, keys, scale, &mut s);
+                for (t, s) in keys.iter().zip(&s) {
+                    let p = (s - lse).exp();
+                    let ds = p * (d_out.dot(&v.row(t)) - delta + d_lse);
+                    dq.scaled_add(scale * ds, &k.row(t));
+                    dk.row_mut(t).scaled_add(scale * ds, &q);
+                    dv.row_mut(t).scaled_add(p, &d_out);
+                }
+            }
+        }
+    }
+    Ok(grads)
+}
+
+fn expect(arg: &'static str, got: &[usize], expected: &[usize]) -> Result<()> {
+    if got == expected { Ok(()) } else { Err(Error::shape(arg, format!("{expected:?}"), got)) }
+}

@@ -1,0 +1,121 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::{HostInputs, TensorFile};
+use crate::{AttentionShape, Error, Mask, Result, dense};
+
+/// Queries, keys and values of some layers of a real model, after position embedding.
+///
+/// The file has tensors `layer<L>.q` `[batch, heads, tokens, dim]`, `layer<L>.k` and `layer<L>.v`
+/// `[batch, heads_kv, tokens, dim]` of any floating-point type, and under the metadata key `config`
+/// a JSON object with `heads`, `heads_kv`, `dim`, `scale`, `causal` and the list `layers`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Capture {
+    config: dense::Config,
+    layers: BTreeMap<usize, HostInputs>,
+}
+
+impl Capture {
+    /// Reads all layers that the file lists.
+    ///
+    /// # Errors
+    /// [`Error::File`] where the file cannot be read, is damaged, or does not hold what its
+    /// configuration promises.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        Capture::from_file(&TensorFile::read(path)?)
+    }
+
+    /// The same from a file in memory.
+    ///
+    /// # Errors
+    /// [`Error::File`], as [`Capture::load`].
+    pub fn from_file(file: &TensorFile) -> Result<Self> {
+        let header = Header::of(file)?;
+        let mut layers = BTreeMap::new();
+        for &layer in &header.layers {
+            layers.insert(layer, read_layer(file, &header, layer)?);
+        }
+        let mask = if header.causal { Mask::Causal } else { Mask::Full };
+        let config = dense::Config::new().with_mask(mask).with_scale(header.scale);
+        Ok(Capture { config, layers })
+    }
+
+    /// Mask and scale that the model uses.
+    pub fn config(&self) -> &dense::Config {
+        &self.config
+    }
+
+    /// Numbers of the layers, rising.
+    pub fn layers(&self) -> impl Iterator<Item = usize> {
+        self.layers.keys().copied()
+    }
+
+    /// Inputs of one layer.
+    pub fn layer(&self, layer: usize) -> Option<&HostInputs> {
+        self.layers.get(&layer)
+    }
+
+    /// The first `tokens` tokens of every layer (all where there are not as many).
+    pub fn truncated(&self, tokens: usize) -> Self {
+        let cut = |(&layer, inputs): (&usize, &HostInputs)| (layer, inputs.truncated(tokens));
+        Capture { config: self.config.clone(), layers: self.layers.iter().map(cut).collect() }
+    }
+}
+
+struct Header {
+    heads: usize,
+    heads_kv: usize,
+    dim: usize,
+    scale: f64,
+    causal: bool,
+    layers: Vec<usize>,
+}
+
+impl Header {
+    fn of(file: &TensorFile) -> Result<Self> {
+        let get = |key: &str| file.config().get(key).unwrap_or(&Value::Null);
+        let bad = |key: &str, expected: &str| {
+            let reason = format!("config has `{key}` = {}, expected {expected}", get(key));
+            Error::file(file.path(), reason)
+        };
+        let integer = |value: &Value| value.as_u64().and_then(|x| usize::try_from(x).ok());
+        let size = |key| integer(get(key)).ok_or_else(|| bad(key, "a size"));
+        let layers = get("layers").as_array().map(|list| list.iter().map(integer).collect());
+        Ok(Header {
+            heads: size("heads")?,
+            heads_kv: size("heads_kv")?,
+            dim: size("dim")?,
+            scale: get("scale").as_f64().ok_or_else(|| bad("scale", "a number"))?,
+            causal: get("causal").as_bool().ok_or_else(|| bad("causal", "true or false"))?,
+            layers: layers.flatten().ok_or_else(|| bad("layers", "a list of layer numbers"))?,
+        })
+    }
+}
+
+fn read_layer(file: &TensorFile, header: &Header, layer: usize) -> Result<HostInputs> {
+    let names = ["q", "k", "v"].map(|tensor| format!("layer{layer}.{tensor}"));
+    let bad = |reason: String| Error::file(file.path(), format!("layer {layer}: {reason}"));
+    for name in &names {
+        if !file.is_float(name)? {
+            return Err(bad(format!("`{name}` does not hold floating-point numbers")));
+        }
+    }
+    let [q, k, v] = &names;
+    let shape = AttentionShape::from_shapes(file.shape(q)?, file.shape(k)?, file.shape(v)?)
+        .map_err(|error| bad(error.to_string()))?;
+    let promised = AttentionShape {
+        heads: header.heads,
+        heads_kv: header.heads_kv,
+        queries: shape.keys,
+        dim_qk: header.dim,
+        dim_v: header.dim,
+        ..shape
+    };
+    if shape != promised {
+        return Err(bad(format!("tensors have {shape:?}, config promises {promised:?}")));
+    }
+    let read = |name| Ok(file.f32(name)?.into_raw_vec_and_offset().0);
+    Ok(HostInputs { shape, q: read(q)?, k: read(k)?, v: read(v)? })
+}
