@@ -1,0 +1,42 @@
+//! Portable GPU compute for attention mechanisms, on `wgpu`.
+//!
+//! * [`Gpu`]: a device with its command stream, memory pool and compiled kernels. [`Gpu::new`]
+//!   opens the best adapter, [`Gpu::builder`] chooses, [`Gpu::from_wgpu`] takes a caller's device.
+//! * [`Tensor`]: a strided view of a device buffer.
+//! * [`attention`]: fused dense attention with masks, grouped queries and log-sum-exp.
+//! * [`Kernel`]: loading and dispatching WGSL kernels, for the crates of this workspace and for
+//!   yours alike.
+//! * `bench` (feature `bench`): what a benchmark needs to know of a mechanism, and speed probes.
+//!
+//! Operations record; [`Gpu::flush`] or reading a tensor submits. Wrong arguments are errors of the
+//! call, failures of the device are errors of the flush or the read. Nothing needs more than
+//! WebGPU's default limits or any optional feature; subgroups, immediates and timestamps are used
+//! where a device has them.
+#![cfg_attr(doctest, doc = include_str!("../README.md"))]
+
+pub mod attention;
+#[cfg(feature = "bench")]
+pub mod bench;
+mod capabilities;
+pub mod dispatch;
+mod error;
+mod gpu;
+mod guard;
+mod kernel;
+pub mod ops;
+mod pool;
+mod profile;
+mod stream;
+mod tensor;
+
+pub use attn_core;
+pub use attn_core::ndarray;
+pub use capabilities::{Capabilities, DeviceKind, Subgroups};
+pub use error::{Error, Result};
+pub use gpu::{AdapterDescription, Gpu, GpuBuilder};
+pub use kernel::{Binding, Call, Constants, Kernel, KernelSource, expand};
+pub use pool::MemoryStats;
+pub use profile::{Clock, KernelTime, Profile};
+pub use stream::StreamStats;
+pub use tensor::{DType, Element, Tensor};
+pub use wgpu;

@@ -1,0 +1,174 @@
+//! Operations that every other one needs: fill and strided copy.
+
+use std::sync::Arc;
+
+use crate::capabilities::{Capabilities, DeviceKind};
+use crate::error::Result;
+use crate::gpu::Gpu;
+use crate::kernel::{Call, Constants, KernelSource};
+use crate::pool::Storage;
+use crate::tensor::{DType, Tensor};
+
+/// Snippets that any kernel may import.
+pub const SNIPPETS: &[(&str, &str)] = &[("linear", include_str!("../kernels/linear.wgsl"))];
+
+const FILL: KernelSource =
+    KernelSource { name: "fill", text: include_str!("../kernels/fill.wgsl"), imports: SNIPPETS };
+const COPY: KernelSource =
+    KernelSource { name: "copy", text: include_str!("../kernels/copy.wgsl"), imports: SNIPPETS };
+
+/// Words that one invocation handles.
+const ITEMS: u32 = 8;
+
+/// Workgroup size of kernels whose invocations are independent.
+pub(crate) fn workgroup(capabilities: &Capabilities) -> u32 {
+    let wanted = if capabilities.kind == DeviceKind::Cpu { 16 } else { 64 };
+    wanted.min(capabilities.max_workgroup_threads)
+}
+
+fn constants(gpu: &Gpu) -> (Constants, u64) {
+    let workgroup = workgroup(gpu.capabilities());
+    let constants = Constants::new().int("WORKGROUP", workgroup).int("ITEMS", ITEMS);
+    (constants, u64::from(workgroup * ITEMS))
+}
+
+/// Fills a contiguous tensor of 4-byte elements with the 4 bytes of `value`.
+pub(crate) fn fill(tensor: &Tensor, value: &[u8]) -> Result<()> {
+    let word = match value.try_into() {
+        Ok(bytes) if tensor.dtype().bytes() == 4 => u32::from_ne_bytes(bytes),
+        _ => return Err(word_type("tensor", tensor.dtype())),
+    };
+    let gpu = tensor.gpu();
+    let (constants, per_group) = constants(gpu);
+    let kernel = gpu.kernel(&FILL, constants)?;
+    let flat = tensor.reshape(&[tensor.len()])?;
+    // Parts begin where bindings may begin, so that no part writes in front of itself.
+    let align = gpu.capabilities().offset_alignment as usize;
+    let words = gpu.capabilities().max_binding_bytes.min(1 << 32) as usize / 4;
+    let most = (words / align).max(1) * align;
+    for start in (0..flat.len()).step_by(most) {
+        let part = flat.narrow(0, start, most.min(flat.len() - start))?;
+        let (binding, skip) = part.binding();
+        if skip > 0 {
+            fill_unaligned(&part, word)?;
+            continue;
+        }
+        let params = [word, part.len() as u32];
+        let groups = (part.len() as u64).div_ceil(per_group);
+        let params = bytemuck::cast_slice(&params);
+        kernel.dispatch(gpu, &Call { bindings: &[binding], params, groups, work: 0.0 })?;
+    }
+    Ok(())
+}
+
+/// A view that does not begin at an aligned offset is filled by a copy of one word (stride 0).
+fn fill_unaligned(part: &Tensor, word: u32) -> Result<()> {
+    let source = Tensor::from_slice(part.gpu(), &[word], &[1])?.expand(part.shape())?;
+    copy(&source, part)
+}
+
+/// Fills a buffer with NaN.
+pub(crate) fn poison(gpu: &Gpu, storage: &Arc<Storage>) -> Result<()> {
+    let words = (storage.buffer.size() / 4) as usize;
+    let all = Tensor::contiguous_on(gpu, Arc::clone(storage), 0, &[words], DType::F32);
+    fill(&all, &f32::NAN.to_ne_bytes())
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct CopyParams {
+    extents: [u32; 4],
+    source_extent_3: u32,
+    source_offset: u32,
+    source_strides: [u32; 4],
+    target_offset: u32,
+    target_strides: [u32; 4],
+}
+
+/// Copies `source` into `target`, element by element, with any strides. The target's last dimension
+/// may be longer than the source's: the rest becomes zero. Types of 4 bytes.
+///
+/// # Errors
+/// [`attn_core::Error::Shape`] if the shapes do not fit or have more than four extents above 1,
+/// [`attn_core::Error::Dtype`] for other types.
+pub fn copy(source: &Tensor, target: &Tensor) -> Result<()> {
+    for (arg, tensor) in [("source", source), ("target", target)] {
+        if tensor.dtype().bytes() != 4 {
+            return Err(word_type(arg, tensor.dtype()));
+        }
+    }
+    let misfit =
+        || attn_core::Error::shape("target", format!("{:?}", source.shape()), target.shape());
+    let rank = source.shape().len();
+    let fits = rank == target.shape().len()
+        && (0..rank).all(|d| {
+            let (have, want) = (source.shape()[d], target.shape()[d]);
+            have == want || (d + 1 == rank && have < want)
+        });
+    if !fits {
+        return Err(misfit().into());
+    }
+    if target.is_empty() {
+        return Ok(());
+    }
+    let mut dims: Vec<usize> =
+        (0..rank.saturating_sub(1)).filter(|&d| source.shape()[d] != 1).collect();
+    if dims.len() > 3 {
+        let expected = "at most three extents above 1 before the last";
+        return Err(attn_core::Error::shape("source", expected, source.shape()).into());
+    }
+    dims.extend(rank.checked_sub(1));
+    let limit = source.gpu().capabilities().max_binding_bytes.min(1 << 32);
+    copy_part(source, target, &dims, limit)
+}
+
+/// Halves the widest dimension until both windows fit into a binding.
+fn copy_part(source: &Tensor, target: &Tensor, dims: &[usize], limit: u64) -> Result<()> {
+    let (source_binding, source_offset) = source.binding();
+    let (target_binding, target_offset) = target.binding();
+    if source_binding.bytes.max(target_binding.bytes) > limit {
+        let width =
+            |d: &usize| (target.shape()[*d] - 1) * target.strides()[*d].max(source.strides()[*d]);
+        let splittable = dims.iter().copied().filter(|&d| source.shape()[d] == target.shape()[d]);
+        if let Some(d) = splittable.filter(|&d| target.shape()[d] > 1).max_by_key(width) {
+            let (extent, half) = (target.shape()[d], target.shape()[d] / 2);
+            for (start, len) in [(0, half), (half, extent - half)] {
+                copy_part(
+                    &source.narrow(d, start, len)?,
+                    &target.narrow(d, start, len)?,
+                    dims,
+                    limit,
+                )?;
+            }
+            return Ok(());
+        }
+    }
+    // Dimensions in front are filled up with extents of 1.
+    let pick = |values: &[usize], missing: usize| {
+        let mut four = [missing as u32; 4];
+        for (slot, &d) in (4 - dims.len()..).zip(dims) {
+            four[slot] = values[d] as u32;
+        }
+        four
+    };
+    let params = CopyParams {
+        extents: pick(target.shape(), 1),
+        source_extent_3: dims.last().map_or(1, |&d| source.shape()[d] as u32),
+        source_offset: source_offset as u32,
+        source_strides: pick(source.strides(), 0),
+        target_offset: target_offset as u32,
+        target_strides: pick(target.strides(), 0),
+    };
+    let gpu = target.gpu();
+    let (constants, per_group) = constants(gpu);
+    let groups = (target.len() as u64).div_ceil(per_group);
+    let kernel = gpu.kernel(&COPY, constants)?;
+    let bindings = [source_binding, target_binding];
+    let params = bytemuck::bytes_of(&params);
+    kernel.dispatch(gpu, &Call { bindings: &bindings, params, groups, work: 0.0 })
+}
+
+fn word_type(arg: &'static str, dtype: DType) -> crate::Error {
+    let (expected, got) = ("a type of 4 bytes".into(), dtype.name().into());
+    attn_core::Error::Dtype { arg, expected, got }.into()
+}

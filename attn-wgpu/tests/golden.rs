@@ -1,0 +1,101 @@
+//! Vectors from files: the masked attention of the Long-Context Attention Benchmark, and heads of a
+//! real model. `ATTN_GOLDEN_DIR` adds a folder of more.
+
+mod common;
+
+use std::path::Path;
+
+use attn_core::dense::Config;
+use attn_core::ndarray::Axis;
+use attn_core::testing::golden::{self, GoldenFile};
+use attn_core::testing::{HostInputs, compare};
+use attn_core::{AttentionShape, Mask};
+use common::{Result32, attend, gpu, judge};
+
+/// longca-bench: "Tolerance f32: out 1e-5, lse 1e-5".
+const OUT: f64 = 1e-5;
+const LSE: f64 = 1e-5;
+/// The files of SmolLM2: "attention 1e-4".
+const REAL_HEAD: f64 = 1e-4;
+
+fn run(paper: &str, check: impl Fn(&GoldenFile) -> bool) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(paper);
+    let files = golden::files(&folder, paper).unwrap();
+    assert!(files.iter().any(|file| file.shipped), "no file in {}", folder.display());
+    for file in files {
+        let known = check(&file);
+        let name = file.path().display();
+        assert!(known || !file.shipped, "{name}: of no known kind");
+        println!("{name}{}", if known { "" } else { ": skipped, not a matter of this crate" });
+    }
+}
+
+fn vector(file: &GoldenFile, name: &str) -> Vec<f32> {
+    file.f32(name).unwrap().into_raw_vec_and_offset().0
+}
+
+/// `q`, `k`, `v` without the batch dimension, or with it.
+fn inputs(file: &GoldenFile) -> HostInputs {
+    let shape = |name| {
+        let shape = file.shape(name).unwrap();
+        if shape.len() == 3 { [&[1], shape].concat() } else { shape.to_vec() }
+    };
+    HostInputs {
+        shape: AttentionShape::from_shapes(&shape("q"), &shape("k"), &shape("v")).unwrap(),
+        q: vector(file, "q"),
+        k: vector(file, "k"),
+        v: vector(file, "v"),
+    }
+}
+
+#[test]
+fn longca_bench() {
+    let Some(gpu) = gpu() else { return };
+    run("longca-bench", |file| {
+        // Files of block masks hold q, k and v too, but are for plans.
+        if !file.has(&["q", "k", "v", "out", "lse"]) || file.contains("block_mask") {
+            return false;
+        }
+        let inputs = inputs(file);
+        let scale = file.number("scale").unwrap();
+        let config = Config::new().with_mask(file.mask().unwrap()).with_scale(scale);
+        let got = attend(&gpu, &inputs, &config).unwrap();
+        let want: Vec<f64> = file.f64("out").unwrap().iter().copied().collect();
+        let want_lse: Vec<f64> = file.lse("lse").unwrap().iter().copied().collect();
+        let (out, lse) = (compare(&got.out, &want), compare(&got.lse, &want_lse));
+        assert!(out.max_abs <= OUT && lse.max_abs <= LSE, "{}: {out:?} {lse:?}", file.name);
+        true
+    });
+}
+
+#[test]
+fn smollm2() {
+    let Some(gpu) = gpu() else { return };
+    run("smollm2", |file| {
+        if !file.has(&["q", "k", "v", "rows", "out_rows", "out_mean"]) {
+            return false;
+        }
+        let inputs = inputs(file);
+        let scale = file.number("scale").unwrap();
+        let config = Config::new().with_mask(Mask::Causal).with_scale(scale);
+        let got = attend(&gpu, &inputs, &config).unwrap();
+        judge(&file.name, &inputs, &config, &got).unwrap();
+
+        let Result32 { out, .. } = got;
+        let dim = inputs.shape.dim_v;
+        let rows = file.i32("rows").unwrap();
+        let chosen: Vec<f32> =
+            rows.iter().flat_map(|&row| &out[row as usize * dim..][..dim]).copied().collect();
+        let want: Vec<f64> = file.f64("out_rows").unwrap().iter().copied().collect();
+        let errors = compare(&chosen, &want);
+        assert!(errors.max_abs <= REAL_HEAD, "{}: {errors:?}", file.name);
+
+        let all = attn_core::ndarray::Array2::from_shape_vec((out.len() / dim, dim), out).unwrap();
+        let mean = all.mapv(f64::from).mean_axis(Axis(0)).unwrap();
+        let mean: Vec<f32> = mean.iter().map(|&x| x as f32).collect();
+        let want: Vec<f64> = file.f64("out_mean").unwrap().iter().copied().collect();
+        let errors = compare(&mean, &want);
+        assert!(errors.max_abs <= REAL_HEAD, "{}: {errors:?}", file.name);
+        true
+    });
+}
