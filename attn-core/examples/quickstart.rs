@@ -9,7 +9,7 @@ fn main() -> Result<()> {
     let q = Array4::from_shape_fn((1, 4, 6, 8), |(_, h, i, d)| ((h + i * d) as f64).sin());
     let k = Array4::from_shape_fn((1, 2, 6, 8), |(_, h, t, d)| ((h * t + d) as f64).cos());
     let v = Array4::from_shape_fn((1, 2, 6, 8), |(_, h, t, d)| (h + t + d) as f64);
-    let inputs = Inputs { q: q.view(), k: k.view(), v: v.view() };
+    let inputs = Inputs::new(q.view(), k.view(), v.view());
 
     let config = Config::new().with_mask(Mask::Window { left: 2, right: 0 });
     let output = dense::forward(inputs, &config)?;

@@ -3,92 +3,52 @@
 //! For query `i` with position `pos(i) = i + N - M` and the set `S(i)` of allowed keys:
 //!
 //! ```text
-//! s_it  = scale * q_i . k_t                       logits
-//! lse_i = ln sum_{t in S(i)} exp(s_it)
+//! x_it  = scale * q_i . k_t
+//! y_it  = cap * tanh(x_it / cap)                  soft-cap, or x_it without one
+//! s_it  = modifier(y_it, b, h, pos(i), t)         logits, or y_it without one
+//! lse_i = ln (sum_{t in S(i)} exp(s_it) + exp(sink_h))
 //! p_it  = exp(s_it - lse_i)                       probabilities
 //! o_i   = sum_{t in S(i)} p_it v_t
 //! ```
 //!
-//! A row with empty `S(i)` has `o_i = 0` and `lse_i = -inf`. Keys and values outside `S(i)` are
-//! never read for row `i`. NaN or an infinity in what a row does read makes that row meaningless
-//! and no other.
+//! A modified logit of at most -1e30 takes its key out of `S(i)`, as does a mask modifier; for these
+//! keys the key is read, and the value is not. Keys and values outside of the mask are never read
+//! for row `i`. NaN or an infinity in what a row does read makes that row meaningless and no other.
+//!
+//! The sinks are one more logit for each query head, without a value, in the denominator alone; they
+//! are neither scaled nor capped nor modified. A row with empty `S(i)` has `o_i = 0` and
+//! `lse_i = sink_h`, or -inf without sinks.
 //!
 //! [`backward`] is the vector-Jacobian product of [`forward`]: given the cotangents `do` of the
 //! output and `dlse` of the log-sum-exp, with `delta_i = do_i . o_i`,
 //!
 //! ```text
-//! ds_it = p_it (do_i . v_t - delta_i + dlse_i)
-//! dq_i  = scale * sum_{t in S(i)} ds_it k_t
-//! dk_t  = scale * sum_{i: t in S(i)} ds_it q_i
-//! dv_t  = sum_{i: t in S(i)} p_it do_i
+//! ds_it   = p_it (do_i . v_t - delta_i + dlse_i)
+//! dx_it   = ds_it * modifier'(y_it) * (1 - tanh^2(x_it / cap))
+//! dq_i    = scale * sum_{t in S(i)} dx_it k_t
+//! dk_t    = scale * sum_{i: t in S(i)} dx_it q_i
+//! dv_t    = sum_{i: t in S(i)} p_it do_i
+//! dsink_h = sum_{b, i} exp(sink_h - lse_i) (dlse_i - delta_i)
 //! ```
 //!
-//! where the last two sums also run over the query heads that share the key head.
+//! where the sums of `dk` and `dv` also run over the query heads that share the key head.
 
 mod backward;
+mod config;
 mod forward;
+pub(crate) mod logits;
+mod merge;
 
-use ndarray::{Array3, Array4, ArrayView3, ArrayView4};
+use ndarray::{Array1, Array3, Array4, ArrayView1, ArrayView3, ArrayView4};
 
 pub use backward::backward;
+pub use config::Config;
 pub use forward::{forward, forward_rows, forward_with_probs};
+pub use merge::{column_sums, merge};
 
-use crate::{AttentionShape, Error, Lengths, Mask, Result};
+use crate::{AttentionShape, Error, Result};
 
-/// What is computed; the same type configures the reference and the GPU kernels.
-#[derive(Debug, Clone, PartialEq, Default)]
-#[non_exhaustive]
-pub struct Config {
-    /// Which keys a query may see. Default: all.
-    pub mask: Mask,
-    /// Factor of the products q . k. Default (`None`): `1 / sqrt(dim_qk)`.
-    pub scale: Option<f64>,
-}
-
-impl Config {
-    /// Full attention with the default scale.
-    pub fn new() -> Self {
-        Config::default()
-    }
-
-    /// The same with another mask.
-    pub fn with_mask(mut self, mask: Mask) -> Self {
-        self.mask = mask;
-        self
-    }
-
-    /// The same with another factor of the products q . k.
-    pub fn with_scale(mut self, scale: f64) -> Self {
-        self.scale = Some(scale);
-        self
-    }
-
-    /// The factor in force for keys of `dim_qk` elements.
-    pub fn scale_for(&self, dim_qk: usize) -> f64 {
-        self.scale.unwrap_or_else(|| 1.0 / (dim_qk.max(1) as f64).sqrt())
-    }
-
-    /// Checks what does not depend on a call's shapes.
-    ///
-    /// # Errors
-    /// [`Error::Config`] where the scale is not finite.
-    pub fn validate(&self) -> Result<()> {
-        match self.scale {
-            Some(scale) if !scale.is_finite() => {
-                Err(Error::config("scale", "a finite number", scale))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// [`Config::validate`] and [`Mask::validate`] for a call of these lengths.
-    fn check(&self, lengths: Lengths) -> Result<()> {
-        self.validate()?;
-        self.mask.validate(lengths)
-    }
-}
-
-/// Queries, keys and values on the host.
+/// Queries, keys, values and perhaps sinks on the host.
 #[derive(Debug, Clone, Copy)]
 pub struct Inputs<'a> {
     /// Queries `[batch, heads, queries, dim_qk]`.
@@ -97,10 +57,23 @@ pub struct Inputs<'a> {
     pub k: ArrayView4<'a, f64>,
     /// Values `[batch, heads_kv, keys, dim_v]`.
     pub v: ArrayView4<'a, f64>,
+    /// One more logit `[heads]` for every row of a query head, without a value.
+    pub sinks: Option<ArrayView1<'a, f64>>,
 }
 
-impl Inputs<'_> {
-    /// Checks that the three tensors fit together and returns their extents. Any extent may be 0.
+impl<'a> Inputs<'a> {
+    /// Queries, keys and values without sinks.
+    pub fn new(q: ArrayView4<'a, f64>, k: ArrayView4<'a, f64>, v: ArrayView4<'a, f64>) -> Self {
+        Inputs { q, k, v, sinks: None }
+    }
+
+    /// The same with sinks `[heads]`.
+    pub fn with_sinks(mut self, sinks: ArrayView1<'a, f64>) -> Self {
+        self.sinks = Some(sinks);
+        self
+    }
+
+    /// Checks that the tensors fit together and returns their extents. Any extent may be 0.
     ///
     /// # Errors
     /// [`Error::Shape`], as [`AttentionShape::from_shapes`], and where a view repeats its elements
@@ -111,6 +84,10 @@ impl Inputs<'_> {
         check_size("q", q)?;
         check_size("k", k)?;
         check_size("v", v)?;
+        if let Some(sinks) = self.sinks {
+            expect("sinks", sinks.shape(), &[shape.heads])?;
+            check_size("sinks", sinks.shape())?;
+        }
         Ok(shape)
     }
 }
@@ -122,14 +99,20 @@ impl Inputs<'_> {
 pub struct Output {
     /// Output `[batch, heads, queries, dim_v]`; 0 for a row without any allowed key.
     pub out: Array4<f64>,
-    /// Natural log-sum-exp of the logits `[batch, heads, queries]`; -inf for an empty row.
+    /// Natural log-sum-exp of the logits and the sink `[batch, heads, queries]`; for an empty row the
+    /// sink, or -inf without one.
     pub lse: Array3<f64>,
-    /// Largest logit `[batch, heads, queries]`; -inf for an empty row.
+    /// Largest logit of a key `[batch, heads, queries]`; -inf for an empty row.
     pub row_max: Array3<f64>,
+    /// Largest product `scale * q . k` of a key that takes part, before soft-cap and modifier
+    /// `[batch, heads, queries]`: `row_max` without these; -inf for an empty row. It says how far
+    /// rounding can move the logits.
+    pub product_max: Array3<f64>,
     /// Key of the largest logit `[batch, heads, queries]`, the lowest one on ties; `None` for an
     /// empty row.
     pub argmax: Array3<Option<usize>>,
-    /// Probabilities `[batch, heads, queries, keys]`, 0 where masked, if they were asked for.
+    /// Probabilities of the keys `[batch, heads, queries, keys]`, 0 where masked, if they were asked
+    /// for. What a row lacks to 1 is the sink's.
     pub probs: Option<Array4<f64>>,
 }
 
@@ -152,6 +135,8 @@ pub struct Grads {
     pub dk: Array4<f64>,
     /// By the values `[batch, heads_kv, keys, dim_v]`.
     pub dv: Array4<f64>,
+    /// By the sinks `[heads]`, where there were any.
+    pub d_sinks: Option<Array1<f64>>,
 }
 
 /// Refuses an array that no allocator could hold. Extents of 0 are left out of the product, as
@@ -164,4 +149,8 @@ fn check_size(arg: &'static str, shape: &[usize]) -> Result<()> {
         Some(elements) if elements <= largest => Ok(()),
         _ => Err(Error::shape(arg, format!("at most {largest} elements"), shape)),
     }
+}
+
+fn expect(arg: &'static str, got: &[usize], expected: &[usize]) -> Result<()> {
+    if got == expected { Ok(()) } else { Err(Error::shape(arg, format!("{expected:?}"), got)) }
 }

@@ -1,6 +1,7 @@
 //! Vocabulary of the `attn` crates, without any GPU.
 //!
 //! * [`Mask`]: which query-key pairs are allowed, with one definition, [`Mask::allows`].
+//! * [`Modifier`]: functions of logits and positions, in WGSL and on the host.
 //! * [`dense`]: attention in f64 with output, log-sum-exp, optional probabilities and row
 //!   statistics, and its vector-Jacobian product: the judge in every test.
 //! * [`AttentionShape`]: extents of a call, checked to fit together.
@@ -13,16 +14,23 @@
 //! query head `h` reads key head `h / (heads / heads_kv)`). `dim_qk` and `dim_v` may differ.
 //! `lse` is the natural logarithm of the sum of exponentials of a query's logits.
 
+mod bit_mask;
 pub mod dense;
 mod error;
 mod mask;
+mod modifier;
+mod offsets;
+mod rows;
 mod shape;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+pub use bit_mask::BitMask;
 pub use error::{Error, Result};
-pub use mask::{Lengths, Mask, RowKeys};
+pub use mask::Mask;
+pub use modifier::{Modifier, ModifierArgs, ModifierFn, ModifierKind, ModifierParam, alibi_slopes};
 pub use ndarray;
+pub use rows::{Lengths, Place, RowKeys};
 pub use shape::AttentionShape;
 
 /// Compiles and runs the example of the README.

@@ -1,28 +1,8 @@
 //! Which query-key pairs are allowed.
 
-use crate::{Error, Result};
-
-/// How many queries and keys an attention call has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Lengths {
-    /// Number of queries, M.
-    pub queries: usize,
-    /// Number of keys, N.
-    pub keys: usize,
-}
-
-impl Lengths {
-    /// `queries` queries over `keys` keys.
-    pub fn new(queries: usize, keys: usize) -> Self {
-        Lengths { queries, keys }
-    }
-
-    /// Position of `query` on the axis of the keys, `query + keys - queries`: the last query is
-    /// aligned with the last key. Negative where there are more queries than keys.
-    pub fn position(self, query: usize) -> i64 {
-        reach(query) + reach(self.keys) - reach(self.queries)
-    }
-}
+use crate::offsets::{check_offsets, document, document_lengths, first_document, last_document};
+use crate::rows::reach;
+use crate::{BitMask, Error, Lengths, Place, Result, RowKeys};
 
 /// Which keys a query may see.
 ///
@@ -90,44 +70,8 @@ pub enum Mask {
         /// Tokens in a block, at least 1.
         block: usize,
     },
-}
-
-/// The keys one query sees, `[0, sink)` and `[start, end)`, with `sink <= start <= end <= keys`.
-///
-/// Every mask of this crate has this form, so kernels need no other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct RowKeys {
-    /// Keys `0..sink` are allowed.
-    pub sink: usize,
-    /// Keys `start..end` are allowed.
-    pub start: usize,
-    /// See `start`.
-    pub end: usize,
-}
-
-impl RowKeys {
-    /// Number of allowed keys.
-    pub fn count(self) -> usize {
-        self.sink + (self.end - self.start)
-    }
-
-    /// Whether `key` is among them.
-    pub fn contains(self, key: usize) -> bool {
-        key < self.sink || (self.start <= key && key < self.end)
-    }
-
-    /// The keys in rising order.
-    pub fn iter(self) -> impl Iterator<Item = usize> {
-        (0..self.sink).chain(self.start..self.end)
-    }
-
-    /// Clips `[0, sink)` and `[start, end)` to `keys` keys and makes them disjoint.
-    fn new(keys: usize, sink: i64, start: i64, end: i64) -> Self {
-        let clip = |x: i64| x.clamp(0, reach(keys)) as usize;
-        let sink = clip(sink);
-        let start = clip(start).max(sink);
-        RowKeys { sink, start, end: clip(end).max(start) }
-    }
+    /// Explicit bits, shared by all batch entries and heads.
+    Bits(BitMask),
 }
 
 impl Mask {
@@ -183,10 +127,13 @@ impl Mask {
                 let block = reach(*block).max(1);
                 d == e && t < (pos / block + 1) * block
             }
+            Mask::Bits(bits) => bits.get(query, key),
         }
     }
 
-    /// The keys that `query` sees, as intervals: the same set as [`Mask::allows`].
+    /// The keys that `query` sees, as intervals: the same set as [`Mask::allows`], except for
+    /// [`Mask::Bits`], where it is the smallest interval `start..end` (with `sink` 0) that holds
+    /// them, and `0..0` if there are none. [`Mask::keys`] is exact for all masks.
     pub fn row(&self, lengths: Lengths, query: usize) -> RowKeys {
         if query >= lengths.queries {
             return RowKeys::default();
@@ -241,12 +188,48 @@ impl Mask {
                     keys(0, start, end.min((pos / block + 1) * block))
                 }
             },
+            Mask::Bits(bits) => {
+                let (start, end) = bits.bounds(query);
+                keys(0, reach(start), reach(end))
+            }
         }
+    }
+
+    /// The keys that `query` sees, in rising order: the same set as [`Mask::allows`].
+    pub fn keys(&self, lengths: Lengths, query: usize) -> impl Iterator<Item = usize> {
+        let bits = match self {
+            Mask::Bits(bits) => Some(bits),
+            _ => None,
+        };
+        let row = self.row(lengths, query);
+        row.iter().filter(move |&key| bits.is_none_or(|bits| bits.get(query, key)))
+    }
+
+    /// Whether [`Mask::row`] is the set of allowed keys, and not only an interval that holds them:
+    /// false for [`Mask::Bits`] alone.
+    pub fn is_exact_in_rows(&self) -> bool {
+        !matches!(self, Mask::Bits(_))
+    }
+
+    /// Where `query` stands in its own document. Only [`Mask::Documents`] counts positions inside
+    /// documents; under every other mask the whole axis of the keys is one.
+    pub fn place(&self, lengths: Lengths, query: usize) -> Place {
+        if let Mask::Documents { cu_q, cu_k, .. } = self
+            && let Some(d) = document(cu_q, query as i64)
+        {
+            let position = document_lengths(cu_q, cu_k, d).position(query - cu_q[d]);
+            return Place { position, first_key: cu_k.get(d).copied().unwrap_or(0) };
+        }
+        Place { position: lengths.position(query), first_key: 0 }
     }
 
     /// Number of allowed pairs for one head: the area that FLOP counts are made from.
     pub fn pairs(&self, lengths: Lengths) -> u64 {
-        (0..lengths.queries).map(|i| self.row(lengths, i).count() as u64).sum()
+        let count = |query| match self {
+            Mask::Bits(bits) => bits.count(query),
+            _ => self.row(lengths, query).count(),
+        };
+        (0..lengths.queries).map(|query| count(query) as u64).sum()
     }
 
     /// `(left, right)` where this mask is a window around the query's position: full, causal and
@@ -263,8 +246,8 @@ impl Mask {
     /// Checks the parameters of the mask against the lengths of a call.
     ///
     /// # Errors
-    /// [`Error::Data`] for offsets that do not start at 0, fall, or do not end at the length;
-    /// [`Error::Config`] for a block of 0 tokens or an inner mask that cannot be one.
+    /// [`Error::Data`] for offsets that do not start at 0, fall, or do not end at the length, and
+    /// for bits of other lengths; [`Error::Config`] for a block of 0 tokens or an inner mask that cannot be one.
     pub fn validate(&self, lengths: Lengths) -> Result<()> {
         match self {
             Mask::Full
@@ -289,7 +272,7 @@ impl Mask {
                     _ => Err(Error::config(
                         "inner",
                         "Full, Causal, Window or PrefixLm",
-                        format!("{inner:?}"),
+                        inner.name(),
                     )),
                 }
             }
@@ -301,6 +284,14 @@ impl Mask {
                     return Err(Error::config("block", "at least 1", 0));
                 }
                 check_offsets("cu", cu, lengths.keys)
+            }
+            Mask::Bits(bits) => {
+                let Lengths { queries, keys } = lengths;
+                if (bits.queries(), bits.keys()) == (queries, keys) {
+                    return Ok(());
+                }
+                let got = format!("bits for {} queries and {} keys", bits.queries(), bits.keys());
+                Err(Error::data("mask", format!("bits for {queries} queries and {keys} keys"), got))
             }
         }
     }
@@ -319,54 +310,7 @@ impl Mask {
             Mask::ShareQuestion { .. } => "share-question".into(),
             Mask::CausalBlockwise { .. } => "causal-blockwise".into(),
             Mask::BlockCausalDocuments { block, .. } => format!("block-causal-documents({block})"),
+            Mask::Bits(_) => "bits".into(),
         }
     }
-}
-
-/// A distance or count as i64, cut where sums of two of them and a position cannot overflow.
-fn reach(x: usize) -> i64 {
-    (x as u64).min(1 << 61) as i64
-}
-
-/// Index of the document that holds `position`; empty documents hold nothing.
-fn document(cu: &[usize], position: i64) -> Option<usize> {
-    let position = usize::try_from(position).ok()?;
-    let after = cu.partition_point(|&offset| offset <= position);
-    (after > 0 && after < cu.len()).then(|| after - 1)
-}
-
-/// The first document that is not empty (0 if there is none).
-fn first_document(cu: &[usize]) -> usize {
-    document(cu, 0).unwrap_or(0)
-}
-
-/// The last document that is not empty (0 if there is none).
-fn last_document(cu: &[usize]) -> usize {
-    cu.last().and_then(|&end| document(cu, reach(end) - 1)).unwrap_or(0)
-}
-
-fn document_lengths(cu_q: &[usize], cu_k: &[usize], d: usize) -> Lengths {
-    let len = |cu: &[usize]| match (cu.get(d), cu.get(d + 1)) {
-        (Some(start), Some(end)) => end.saturating_sub(*start),
-        _ => 0,
-    };
-    Lengths::new(len(cu_q), len(cu_k))
-}
-
-fn check_offsets(arg: &'static str, cu: &[usize], length: usize) -> Result<()> {
-    let expected = || format!("offsets that start at 0, never fall, and end at {length}");
-    match (cu.first(), cu.last()) {
-        (Some(0), Some(&last)) if last == length => {}
-        (Some(0), Some(last)) => {
-            return Err(Error::data(arg, expected(), format!("last offset {last}")));
-        }
-        (Some(first), _) => {
-            return Err(Error::data(arg, expected(), format!("first offset {first}")));
-        }
-        _ => return Err(Error::data(arg, expected(), "no offset")),
-    }
-    if let Some(at) = cu.windows(2).position(|pair| pair[0] > pair[1]) {
-        return Err(Error::data(arg, expected(), format!("{} after {}", cu[at + 1], cu[at])));
-    }
-    Ok(())
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use attn_core::dense::{self, Config, Cotangents, Inputs};
 use attn_core::ndarray::{Array3, Array4, ArrayD, Axis, Ix2, Ix3, Ix4};
 use attn_core::testing::golden::{self, GoldenFile, mask_from_config};
-use attn_core::{Lengths, Mask, Result};
+use attn_core::{BitMask, Lengths, Mask, Result};
 
 /// Tolerances of the specification of longca-bench ("Tolerance f32: out 1e-5, lse 1e-5, gradients
 /// 5e-5, integers exact").
@@ -88,6 +88,12 @@ fn masks(file: &GoldenFile) -> Result<()> {
             assert_eq!(covers.count(), usize::from(allowed), "{name}: slices at ({i}, {t})");
         }
         assert_eq!(mask.pairs(lengths), area as u64, "{name}: area");
+        let bits = Mask::Bits(BitMask::from_fn(queries, keys, |i, t| want[[i, t]] != 0));
+        bits.validate(lengths)?;
+        assert_eq!(bits.pairs(lengths), area as u64, "{name}: area of bits");
+        for i in 0..queries {
+            assert!(bits.keys(lengths, i).eq(mask.keys(lengths, i)), "{name}: bits of row {i}");
+        }
         println!("  {name}: {area} pairs");
     }
     Ok(())
@@ -117,7 +123,7 @@ fn in_slice(slice: &[i32], i: usize, t: usize) -> bool {
 fn attention(file: &GoldenFile) -> Result<()> {
     let [q, k, v, d_out] = ["q", "k", "v", "dout"].map(|name| heads(file.f64(name).unwrap()));
     let config = Config::new().with_mask(file.mask()?).with_scale(file.number("scale")?);
-    let inputs = Inputs { q: q.view(), k: k.view(), v: v.view() };
+    let inputs = Inputs::new(q.view(), k.view(), v.view());
     if file.contains("mask") {
         let want = file.u8("mask")?;
         let lengths = inputs.check()?.lengths();
@@ -146,7 +152,7 @@ fn real_head(file: &GoldenFile) -> Result<()> {
         ["q", "k", "v"].map(|name| file.f64(name).unwrap().into_dimensionality::<Ix4>().unwrap());
     let mask = if file.config()["causal"] == true { Mask::Causal } else { Mask::Full };
     let config = Config::new().with_mask(mask).with_scale(file.number("scale")?);
-    let inputs = Inputs { q: q.view(), k: k.view(), v: v.view() };
+    let inputs = Inputs::new(q.view(), k.view(), v.view());
     let rows: Vec<usize> = file.i32("rows")?.iter().map(|&row| row as usize).collect();
     let chosen = dense::forward_rows(inputs, &config, &rows)?;
     close("out_rows", chosen.out.iter(), file.f64("out_rows")?.iter(), REAL_HEAD);

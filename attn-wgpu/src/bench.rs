@@ -1,10 +1,11 @@
 //! What a benchmark needs to know of a mechanism (feature `bench`), and the probes that its speed
 //! is compared with. Nothing here takes the time: the caller chooses clock and repetitions.
 
-use attn_core::AttentionShape;
 use attn_core::dense::{self, Config};
 use attn_core::ndarray::Array4;
-use attn_core::testing::{HostArrays, HostInputs};
+use attn_core::testing::{Budget, HostArrays, HostInputs, simple_f32};
+use attn_core::{AttentionShape, BitMask, Mask};
+use half::{bf16, f16};
 
 use crate::attention::{Attention, Inputs, Variant};
 use crate::error::Result;
@@ -18,6 +19,16 @@ pub trait Mechanism: Send + Sync {
     /// Name in tables and reports.
     fn name(&self) -> &'static str;
 
+    /// Type that inputs and results are stored in. Inputs come rounded to it.
+    fn dtype(&self) -> DType {
+        DType::F32
+    }
+
+    /// Whether a run on these extents says anything about the mechanism.
+    fn is_for(&self, _shape: &AttentionShape) -> bool {
+        true
+    }
+
     /// Uploads the inputs and compiles what is needed.
     ///
     /// # Errors
@@ -25,7 +36,7 @@ pub trait Mechanism: Send + Sync {
     fn prepare(&self, gpu: &Gpu, inputs: &HostInputs, config: &Config)
     -> Result<Box<dyn Prepared>>;
 
-    /// The outputs of the queries `rows` in f64, `[batch, heads, rows, dim_v]`.
+    /// What [`Prepared::record`] returns, in f64.
     ///
     /// # Errors
     /// Those of inputs that the mechanism does not take.
@@ -34,7 +45,21 @@ pub trait Mechanism: Send + Sync {
         inputs: &HostArrays,
         config: &Config,
         rows: &[usize],
-    ) -> attn_core::Result<Array4<f64>>;
+    ) -> attn_core::Result<Reference>;
+
+    /// The same results by a simple implementation in f32, row-major, where there is one: the
+    /// yardstick of their error budget. Otherwise fixed bounds apply.
+    ///
+    /// # Errors
+    /// Those of inputs that the mechanism does not take.
+    fn simple(
+        &self,
+        _inputs: &HostInputs,
+        _config: &Config,
+        _rows: &[usize],
+    ) -> attn_core::Result<Option<Vec<Vec<f32>>>> {
+        Ok(None)
+    }
 
     /// Floating-point operations of one run.
     fn flops(&self, shape: &AttentionShape, config: &Config) -> f64;
@@ -43,21 +68,78 @@ pub trait Mechanism: Send + Sync {
     fn bytes(&self, shape: &AttentionShape, config: &Config) -> f64;
 }
 
+/// Results of a reference.
+#[derive(Debug, Clone)]
+pub struct Reference {
+    /// In the order of [`Prepared::record`]. A result with a row for each query holds the rows that
+    /// were asked for; others are whole.
+    pub results: Vec<Array4<f64>>,
+    /// Magnitude of the logits, which the error budget depends on; 0 if there are none.
+    pub logits: f64,
+}
+
 /// A mechanism with its inputs on a device.
 pub trait Prepared {
-    /// Records one run and returns its output `[batch, heads, queries, dim_v]`.
+    /// Records one run and returns its results with their names: tensors of rank 4, f32 or a half
+    /// type, queries or keys in dimension 2.
     ///
     /// # Errors
     /// Those of the device.
-    fn record(&self) -> Result<Tensor>;
+    fn record(&self) -> Result<Vec<(&'static str, Tensor)>>;
 
     /// The variant that runs, as kernel labels spell it.
     fn variant(&self) -> String;
 }
 
+/// The mask of the queries `rows` alone, as explicit bits: with it a few queries of a long sequence
+/// are a problem of their own.
+pub fn mask_of_rows(shape: &AttentionShape, mask: &Mask, rows: &[usize]) -> Mask {
+    let allows = |row: usize, key| mask.allows(shape.lengths(), rows[row], key);
+    Mask::Bits(BitMask::from_fn(rows.len(), shape.keys, allows))
+}
+
+/// The queries `rows` of every head of `data` `[batch, heads, queries, dim]`.
+pub fn pick_rows<T: Copy>(data: &[T], shape: [usize; 4], rows: &[usize]) -> Vec<T> {
+    let [batch, heads, queries, dim] = shape;
+    let starts = (0..batch * heads)
+        .flat_map(|head| rows.iter().map(move |row| (head * queries + row) * dim));
+    starts.filter_map(|start| data.get(start..start + dim)).flatten().copied().collect()
+}
+
+/// Uploads `data` as a tensor of type `dtype`: f32, or rounded to a half type.
+///
+/// # Errors
+/// As [`Tensor::from_slice`]; [`attn_core::Error::Data`] for a type of integers.
+pub fn upload(gpu: &Gpu, dtype: DType, data: &[f32], shape: &[usize]) -> Result<Tensor> {
+    match dtype {
+        DType::F32 => Tensor::from_slice(gpu, data, shape),
+        DType::F16 => Tensor::from_slice(
+            gpu,
+            &data.iter().map(|&x| f16::from_f32(x)).collect::<Vec<_>>(),
+            shape,
+        ),
+        DType::BF16 => Tensor::from_slice(
+            gpu,
+            &data.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>(),
+            shape,
+        ),
+        _ => Err(attn_core::Error::data("dtype", "a floating-point type", dtype.name()).into()),
+    }
+}
+
 /// Dense attention, the baseline of all others.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct DenseAttention;
+#[derive(Debug, Clone, Copy)]
+pub struct DenseAttention {
+    name: &'static str,
+    dtype: DType,
+}
+
+impl DenseAttention {
+    /// In single precision.
+    pub const F32: DenseAttention = DenseAttention { name: "dense", dtype: DType::F32 };
+    /// Stored in half precision. All arithmetic is in f32.
+    pub const F16: DenseAttention = DenseAttention { name: "dense-f16", dtype: DType::F16 };
+}
 
 struct PreparedDense {
     attention: Attention,
@@ -68,7 +150,11 @@ struct PreparedDense {
 
 impl Mechanism for DenseAttention {
     fn name(&self) -> &'static str {
-        "dense"
+        self.name
+    }
+
+    fn dtype(&self) -> DType {
+        self.dtype
     }
 
     fn prepare(
@@ -80,9 +166,9 @@ impl Mechanism for DenseAttention {
         let shape = inputs.shape;
         Ok(Box::new(PreparedDense {
             attention: Attention::new(gpu, config.clone())?,
-            q: Tensor::from_slice(gpu, &inputs.q, &shape.q())?,
-            k: Tensor::from_slice(gpu, &inputs.k, &shape.k())?,
-            v: Tensor::from_slice(gpu, &inputs.v, &shape.v())?,
+            q: upload(gpu, self.dtype, &inputs.q, &shape.q())?,
+            k: upload(gpu, self.dtype, &inputs.k, &shape.k())?,
+            v: upload(gpu, self.dtype, &inputs.v, &shape.v())?,
         }))
     }
 
@@ -91,8 +177,33 @@ impl Mechanism for DenseAttention {
         inputs: &HostArrays,
         config: &Config,
         rows: &[usize],
-    ) -> attn_core::Result<Array4<f64>> {
-        Ok(dense::forward_rows(inputs.view(), config, rows)?.out)
+    ) -> attn_core::Result<Reference> {
+        let output = dense::forward_rows(inputs.view(), config, rows)?;
+        Ok(Reference { logits: Budget::for_output(&output).logits, results: vec![output.out] })
+    }
+
+    fn simple(
+        &self,
+        inputs: &HostInputs,
+        config: &Config,
+        rows: &[usize],
+    ) -> attn_core::Result<Option<Vec<Vec<f32>>>> {
+        let shape = inputs.shape;
+        if rows.len() == shape.queries {
+            return Ok(Some(vec![simple_f32(inputs, config)?.out]));
+        }
+        if config.modifier.is_some() {
+            // Modifiers ask for positions, which rows alone do not have.
+            let whole = simple_f32(inputs, config)?.out;
+            return Ok(Some(vec![pick_rows(&whole, shape.out(), rows)]));
+        }
+        let some = HostInputs {
+            shape: AttentionShape { queries: rows.len(), ..shape },
+            q: pick_rows(&inputs.q, shape.q(), rows),
+            ..inputs.clone()
+        };
+        let config = config.clone().with_mask(mask_of_rows(&shape, &config.mask, rows));
+        Ok(Some(vec![simple_f32(&some, &config)?.out]))
     }
 
     fn flops(&self, shape: &AttentionShape, config: &Config) -> f64 {
@@ -101,36 +212,43 @@ impl Mechanism for DenseAttention {
 
     fn bytes(&self, shape: &AttentionShape, _config: &Config) -> f64 {
         let elements = |shape: [usize; 4]| shape.into_iter().product::<usize>();
-        let qkv = elements(shape.q()) + elements(shape.k()) + elements(shape.v());
+        let all = [shape.q(), shape.k(), shape.v(), shape.out()].map(elements);
         let lse = shape.batch * shape.heads * shape.queries;
-        4.0 * (qkv + elements(shape.out()) + lse) as f64
+        (self.dtype.bytes() * all.iter().sum::<usize>() + 4 * lse) as f64
     }
 }
 
 impl Prepared for PreparedDense {
-    fn record(&self) -> Result<Tensor> {
+    fn record(&self) -> Result<Vec<(&'static str, Tensor)>> {
         let (q, k, v) = (&self.q, &self.k, &self.v);
-        Ok(self.attention.forward(Inputs { q, k, v })?.out)
+        Ok(vec![("out", self.attention.forward(Inputs::new(q, k, v))?.out)])
     }
 
     fn variant(&self) -> String {
-        let [_, _, queries, dim_qk] = [0, 1, 2, 3].map(|d| self.q.shape()[d]);
+        let [_, heads, queries, dim_qk] = [0, 1, 2, 3].map(|d| self.q.shape()[d]);
+        let (heads_kv, dim_v) = (self.k.shape()[1], self.v.shape()[3]);
         let capabilities = self.q.gpu().capabilities();
-        Variant::choose(dim_qk, self.v.shape()[3], queries, capabilities).to_string()
+        let decode = self.attention.splits_keys(queries);
+        if decode {
+            let rows = queries * heads.checked_div(heads_kv).unwrap_or(1);
+            format!("decode: {}", Variant::decode(dim_qk, dim_v, rows, capabilities))
+        } else {
+            format!("forward: {}", Variant::forward(dim_qk, dim_v, capabilities))
+        }
     }
 }
 
-/// Independent fused multiply-adds in registers: the speed that no kernel exceeds.
+/// Independent fused multiply-adds in registers.
 pub struct FmaProbe {
     gpu: Gpu,
     sums: Tensor,
     workgroup: u32,
+    chains: u32,
 }
 
-/// Accumulators of an invocation, and FMAs on each in one round: enough that neither the latency of
-/// an FMA nor the loop around it counts.
-const CHAINS: u32 = 16;
-const STEPS: u32 = 4;
+/// FMAs of four elements that an invocation does in one round, and rounds: enough that the loop
+/// around them does not count.
+const FMAS: u32 = 60;
 const ROUNDS: u32 = 512;
 
 impl FmaProbe {
@@ -140,18 +258,32 @@ impl FmaProbe {
         imports: SNIPPETS,
     };
 
-    /// A probe that keeps the whole device busy for some milliseconds.
+    /// The yardstick that speeds are given as a share of: four chains of four elements. It says how
+    /// fast plain code is on this machine and driver at this moment; it is not the peak.
     ///
     /// # Errors
     /// Those of the device.
-    pub fn new(gpu: &Gpu) -> Result<FmaProbe> {
+    pub fn yardstick(gpu: &Gpu) -> Result<FmaProbe> {
+        FmaProbe::new(gpu, 4)
+    }
+
+    /// Three chains, which just fit the 16 registers of an x86 processor: the fastest there. On
+    /// other devices the number of chains that hides the latency best may be another one.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn peak(gpu: &Gpu) -> Result<FmaProbe> {
+        FmaProbe::new(gpu, 3)
+    }
+
+    fn new(gpu: &Gpu, chains: u32) -> Result<FmaProbe> {
         let workgroup = ops::workgroup(gpu.capabilities());
         let invocations = match gpu.capabilities().kind {
             crate::DeviceKind::Cpu => 1 << 12,
             _ => 1 << 18,
         };
         let sums = Tensor::uninit(gpu, &[invocations], DType::F32)?;
-        Ok(FmaProbe { gpu: gpu.clone(), sums, workgroup })
+        Ok(FmaProbe { gpu: gpu.clone(), sums, workgroup, chains })
     }
 
     /// Records one run.
@@ -161,8 +293,8 @@ impl FmaProbe {
     pub fn record(&self) -> Result<()> {
         let constants = Constants::new()
             .int("WORKGROUP", self.workgroup)
-            .int("CHAINS", CHAINS)
-            .int("STEPS", STEPS);
+            .int("CHAINS", self.chains)
+            .int("STEPS", FMAS / self.chains);
         let kernel = self.gpu.kernel(&Self::SOURCE, constants)?;
         // Neither factor nor term may be a value that the compiler can do without.
         let params = [ROUNDS, 0.999f32.to_bits(), 0.001f32.to_bits()];
@@ -179,7 +311,7 @@ impl FmaProbe {
 
     /// Floating-point operations of one run: two an FMA.
     pub fn flops(&self) -> f64 {
-        self.sums.len() as f64 * f64::from(CHAINS * STEPS * ROUNDS) * 4.0 * 2.0
+        self.sums.len() as f64 * f64::from(FMAS * ROUNDS) * 4.0 * 2.0
     }
 }
 

@@ -56,7 +56,7 @@ pub struct AdapterDescription {
     pub index: usize,
     /// The driver's name of the device.
     pub name: String,
-    /// `Vulkan`, `Metal` or `Dx12`.
+    /// `vulkan`, `metal` or `dx12`.
     pub backend: String,
     /// Kind of device.
     pub kind: DeviceKind,
@@ -224,7 +224,9 @@ impl GpuBuilder {
             wanted: wanted.clone(),
             tried: descriptions.iter().map(ToString::to_string).collect(),
         };
-        let description = chosen.ok_or_else(|| unfit(&self.adapter))?.clone();
+        // An adapter that was expected must not be missed as if nobody had asked for one.
+        let wanted = if self.adapter.is_some() { &self.adapter } else { &self.expect };
+        let description = chosen.ok_or_else(|| unfit(wanted))?.clone();
         if self.expect.as_ref().is_some_and(|expected| !contains(&description.name, expected)) {
             return Err(unfit(&self.expect));
         }
@@ -286,7 +288,8 @@ impl Gpu {
     /// Features and limits that this crate makes use of on `adapter`, for callers that open the
     /// device themselves. None of them is required.
     pub fn wanted(adapter: &wgpu::Adapter) -> (wgpu::Features, wgpu::Limits) {
-        (wanted_features(adapter, &[]), adapter.limits())
+        let features = wanted_features(adapter, &[]);
+        (features, limits_with(features, adapter.limits()))
     }
 
     fn assemble(
@@ -669,6 +672,14 @@ fn wanted_features(adapter: &wgpu::Adapter, disabled: &[String]) -> wgpu::Featur
         & adapter.features()
 }
 
+/// Without the feature a limit for immediates is refused.
+fn limits_with(features: wgpu::Features, mut limits: wgpu::Limits) -> wgpu::Limits {
+    if !features.contains(wgpu::Features::IMMEDIATES) {
+        limits.max_immediate_size = 0;
+    }
+    limits
+}
+
 /// Opens a device; a driver that refuses what it advertises is asked again for less.
 async fn open(
     adapter: &wgpu::Adapter,
@@ -677,10 +688,7 @@ async fn open(
 ) -> Result<(wgpu::Device, wgpu::Queue)> {
     let mut refusal = String::new();
     for required_features in [features, wgpu::Features::empty()] {
-        let mut required_limits = limits.clone();
-        if !required_features.contains(wgpu::Features::IMMEDIATES) {
-            required_limits.max_immediate_size = 0;
-        }
+        let required_limits = limits_with(required_features, limits.clone());
         let request = AssertUnwindSafe(|| {
             pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
                 label: Some("attn"),

@@ -5,8 +5,8 @@
 //! * replaces `#import "name"` by the named snippet,
 //! * keeps or drops the lines between `#ifdef FLAG`, `#else` and `#endif`,
 //! * repeats the body of a loop behind the line `#unroll`, with the loop variable as a constant:
-//!   the loop must be written `for (var i = 0u; i < COUNT; i++) {`, COUNT a product of constants of
-//!   the prelude and numbers,
+//!   the loop must be written `for (var i = 0u; i < COUNT; i++) {`, COUNT a product of numbers
+//!   and constants that are such products themselves,
 //! * declares the variable `params` if the file has a `struct Params`: as immediate data where the
 //!   device has that, else as a slice of a uniform buffer.
 //!
@@ -47,6 +47,7 @@ pub struct KernelSource {
 pub struct Constants {
     lines: Vec<(String, String)>,
     flags: Vec<String>,
+    snippets: Vec<(String, String)>,
 }
 
 impl Constants {
@@ -61,14 +62,10 @@ impl Constants {
         self
     }
 
-    /// A constant of the prelude, or a number.
-    fn value(&self, text: &str) -> Option<u32> {
-        let number = |text: &str| text.trim_end_matches('u').parse().ok();
-        let line = self.lines.iter().find(|(name, _)| name == text);
-        match line {
-            Some((_, line)) => number(line.split('=').nth(1)?.trim().trim_end_matches(';')),
-            None => number(text),
-        }
+    /// Adds a snippet for `#import` that is not known before run time.
+    pub fn snippet(mut self, name: &str, text: String) -> Self {
+        self.snippets.push((name.into(), text));
+        self
     }
 
     /// Adds `alias name = type_name;`.
@@ -115,7 +112,7 @@ pub struct Kernel {
 
 struct KernelInner {
     label: Arc<str>,
-    text: &'static str,
+    source: KernelSource,
     module: naga::Module,
     /// Access of binding 0, 1, .. as written.
     writable: Vec<bool>,
@@ -152,7 +149,7 @@ impl Gpu {
         let mut kernels = lock(&self.kernels().kernels);
         let key = (source.name, constants);
         match kernels.get(&key) {
-            Some(kernel) if kernel.inner.text == source.text => return Ok(kernel.clone()),
+            Some(kernel) if kernel.inner.source == *source => return Ok(kernel.clone()),
             _ => {}
         }
         let kernel = Kernel::load(self, source, &key.1)?;
@@ -197,7 +194,7 @@ impl Kernel {
         let writable = bindings(&module).map_err(failed)?;
         let inner = KernelInner {
             label: label.into(),
-            text: source.text,
+            source: *source,
             module,
             writable,
             params_bytes,
@@ -431,15 +428,37 @@ pub fn expand(
     expand_text(source.name, source.text, source, constants, &mut text, 0)?;
     let lines: Vec<&str> = text.lines().collect();
     let mut unrolled = String::new();
-    unroll(source.name, &lines, constants, &mut unrolled)?;
+    unroll(source.name, &lines, &products(&lines), &mut unrolled)?;
     Ok(unrolled)
+}
+
+/// Values of the lines `const NAME = a * b ..;` whose factors are numbers or such constants.
+fn products<'a>(lines: &[&'a str]) -> HashMap<&'a str, u32> {
+    let mut known = HashMap::new();
+    for line in lines {
+        let parts = line.strip_prefix("const ").and_then(|rest| rest.strip_suffix(';'));
+        if let Some((name, expression)) = parts.and_then(|parts| parts.split_once(" = "))
+            && let Some(value) = product(expression, &known)
+        {
+            known.insert(name, value);
+        }
+    }
+    known
+}
+
+/// A product of numbers and known constants.
+fn product(expression: &str, known: &HashMap<&str, u32>) -> Option<u32> {
+    expression.split('*').map(str::trim).try_fold(1u32, |product, factor| {
+        let number = || factor.trim_end_matches('u').parse().ok();
+        product.checked_mul(known.get(factor).copied().or_else(number)?)
+    })
 }
 
 /// Carries out `#unroll`, outer loops first.
 fn unroll(
     name: &str,
     lines: &[&str],
-    constants: &Constants,
+    known: &HashMap<&str, u32>,
     output: &mut String,
 ) -> Result<(), String> {
     let mut rest = lines;
@@ -451,7 +470,7 @@ fn unroll(
             continue;
         }
         let (header, body) = rest.split_first().unwrap_or((&"", &[]));
-        let (variable, count) = parse_loop(header, constants)
+        let (variable, count) = parse_loop(header, known)
             .ok_or_else(|| format!("{name}: #unroll cannot count {:?}", header.trim()))?;
         let mut depth = 1i64;
         let length = body
@@ -463,7 +482,7 @@ fn unroll(
             .ok_or_else(|| format!("{name}: the loop {:?} does not end", header.trim()))?;
         for i in 0..count {
             let _ = writeln!(output, "{{ const {variable} = {i}u;");
-            unroll(name, &body[..length], constants, output)?;
+            unroll(name, &body[..length], known, output)?;
             output.push_str("}\n");
         }
         rest = &body[length + 1..];
@@ -472,16 +491,13 @@ fn unroll(
 }
 
 /// Variable and count of `for (var i = 0u; i < COUNT; i++) {`.
-fn parse_loop<'a>(line: &'a str, constants: &Constants) -> Option<(&'a str, u32)> {
+fn parse_loop<'a>(line: &'a str, known: &HashMap<&str, u32>) -> Option<(&'a str, u32)> {
     let inside = line.trim().strip_prefix("for (var ")?.strip_suffix("++) {")?;
     let mut parts = inside.split(';').map(str::trim);
     let variable = parts.next()?.strip_suffix("= 0u")?.trim();
     let count = parts.next()?.strip_prefix(variable)?.trim().strip_prefix('<')?;
     let same = parts.next()? == variable && parts.next().is_none();
-    let product = count
-        .split('*')
-        .try_fold(1u32, |product, factor| product.checked_mul(constants.value(factor.trim())?))?;
-    same.then_some((variable, product))
+    same.then_some((variable, product(count, known)?))
 }
 
 fn expand_text(
@@ -520,11 +536,13 @@ fn expand_text(
             _ if branches.contains(&false) => {}
             Some("#import") => {
                 let wanted = words.next().unwrap_or("").trim_matches('"');
-                let (_, snippet) = source
-                    .imports
-                    .iter()
-                    .find(|(known, _)| *known == wanted)
-                    .ok_or_else(|| at(&format!("no snippet {wanted:?}")))?;
+                let known = source.imports.iter().find(|(known, _)| *known == wanted);
+                let given = constants.snippets.iter().find(|(known, _)| known == wanted);
+                let snippet = match (known, given) {
+                    (Some((_, text)), _) => text,
+                    (_, Some((_, text))) => text.as_str(),
+                    _ => return Err(at(&format!("no snippet {wanted:?}"))),
+                };
                 expand_text(wanted, snippet, source, constants, output, depth + 1)?;
             }
             _ => {

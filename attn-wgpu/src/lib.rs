@@ -18,6 +18,8 @@ pub mod attention;
 #[cfg(feature = "bench")]
 pub mod bench;
 mod capabilities;
+#[cfg(feature = "bench")]
+pub mod catalogue;
 pub mod dispatch;
 mod error;
 mod gpu;

@@ -17,6 +17,12 @@ const FILL: KernelSource =
 const COPY: KernelSource =
     KernelSource { name: "copy", text: include_str!("../kernels/copy.wgsl"), imports: SNIPPETS };
 
+const COPY_HALF: KernelSource = KernelSource {
+    name: "copy_half",
+    text: include_str!("../kernels/copy_half.wgsl"),
+    imports: SNIPPETS,
+};
+
 /// Words that one invocation handles.
 const ITEMS: u32 = 8;
 
@@ -71,7 +77,8 @@ fn fill_unaligned(part: &Tensor, word: u32) -> Result<()> {
 pub(crate) fn poison(gpu: &Gpu, storage: &Arc<Storage>) -> Result<()> {
     let words = (storage.buffer.size() / 4) as usize;
     let all = Tensor::contiguous_on(gpu, Arc::clone(storage), 0, &[words], DType::F32);
-    fill(&all, &f32::NAN.to_ne_bytes())
+    // NaN in every type of float: f32, and both halves as f16 and bf16.
+    fill(&all, &0x7fff_7fffu32.to_ne_bytes())
 }
 
 #[repr(C)]
@@ -86,16 +93,22 @@ struct CopyParams {
 }
 
 /// Copies `source` into `target`, element by element, with any strides. The target's last dimension
-/// may be longer than the source's: the rest becomes zero. Types of 4 bytes.
+/// may be longer than the source's: the rest becomes zero.
+///
+/// Elements of 2 bytes share words of memory, so a target of half type must be contiguous, begin at
+/// an even element, and have an even number of elements or be the only tensor in its last word.
 ///
 /// # Errors
 /// [`attn_core::Error::Shape`] if the shapes do not fit or have more than four extents above 1,
-/// [`attn_core::Error::Dtype`] for other types.
+/// [`attn_core::Error::Dtype`] for different types.
 pub fn copy(source: &Tensor, target: &Tensor) -> Result<()> {
-    for (arg, tensor) in [("source", source), ("target", target)] {
-        if tensor.dtype().bytes() != 4 {
-            return Err(word_type(arg, tensor.dtype()));
-        }
+    if source.dtype() != target.dtype() {
+        let (expected, got) = (source.dtype().name().into(), target.dtype().name().into());
+        return Err(attn_core::Error::Dtype { arg: "target", expected, got }.into());
+    }
+    if target.dtype().bytes() == 2 && !(target.is_contiguous() && target.buffer().1 % 2 == 0) {
+        let expected = "a contiguous tensor from an even element on, as halves share words";
+        return Err(attn_core::Error::shape("target", expected, target.shape()).into());
     }
     let misfit =
         || attn_core::Error::shape("target", format!("{:?}", source.shape()), target.shape());
@@ -129,7 +142,11 @@ fn copy_part(source: &Tensor, target: &Tensor, dims: &[usize], limit: u64) -> Re
     if source_binding.bytes.max(target_binding.bytes) > limit {
         let width =
             |d: &usize| (target.shape()[*d] - 1) * target.strides()[*d].max(source.strides()[*d]);
-        let splittable = dims.iter().copied().filter(|&d| source.shape()[d] == target.shape()[d]);
+        let splittable = dims.iter().copied().filter(|&d| {
+            // Parts of a target of halves must begin at whole words.
+            let whole = target.dtype().bytes() == 4 || target.strides()[d].is_multiple_of(2);
+            source.shape()[d] == target.shape()[d] && whole
+        });
         if let Some(d) = splittable.filter(|&d| target.shape()[d] > 1).max_by_key(width) {
             let (extent, half) = (target.shape()[d], target.shape()[d] / 2);
             for (start, len) in [(0, half), (half, extent - half)] {
@@ -151,7 +168,7 @@ fn copy_part(source: &Tensor, target: &Tensor, dims: &[usize], limit: u64) -> Re
         }
         four
     };
-    let params = CopyParams {
+    let mut params = CopyParams {
         extents: pick(target.shape(), 1),
         source_extent_3: dims.last().map_or(1, |&d| source.shape()[d] as u32),
         source_offset: source_offset as u32,
@@ -161,12 +178,23 @@ fn copy_part(source: &Tensor, target: &Tensor, dims: &[usize], limit: u64) -> Re
     };
     let gpu = target.gpu();
     let (constants, per_group) = constants(gpu);
-    let groups = (target.len() as u64).div_ceil(per_group);
-    let kernel = gpu.kernel(&COPY, constants)?;
     let bindings = [source_binding, target_binding];
-    let params = bytemuck::bytes_of(&params);
+    let half = target.dtype().bytes() == 2;
+    if half {
+        // The target is contiguous: it needs no strides, and is counted in words.
+        params.target_offset /= 2;
+    }
+    let (source, words) =
+        if half { (&COPY_HALF, target.len().div_ceil(2)) } else { (&COPY, target.len()) };
+    let params =
+        &bytemuck::bytes_of(&params)[..if half { HALF_PARAMS } else { size_of::<CopyParams>() }];
+    let groups = (words as u64).div_ceil(per_group);
+    let kernel = gpu.kernel(source, constants)?;
     kernel.dispatch(gpu, &Call { bindings: &bindings, params, groups, work: 0.0 })
 }
+
+/// Bytes of [`CopyParams`] without the strides of the target.
+const HALF_PARAMS: usize = 11 * 4;
 
 fn word_type(arg: &'static str, dtype: DType) -> crate::Error {
     let (expected, got) = ("a type of 4 bytes".into(), dtype.name().into());

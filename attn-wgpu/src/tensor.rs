@@ -127,6 +127,19 @@ impl Tensor {
         Ok(tensor)
     }
 
+    /// A tensor of zeros.
+    ///
+    /// # Errors
+    /// As [`Tensor::uninit`].
+    pub fn zeros(gpu: &Gpu, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        let tensor = Tensor::uninit(gpu, shape, dtype)?;
+        // Whole words: the pool's buffers have room for the rest of the last one.
+        let words = (tensor.len() * dtype.bytes()).div_ceil(4);
+        let storage = Arc::clone(&tensor.storage);
+        ops::fill(&Tensor::contiguous_on(gpu, storage, 0, &[words], DType::U32), &[0; 4])?;
+        Ok(tensor)
+    }
+
     /// A tensor on a caller's buffer, which must have the usages `STORAGE`, `COPY_SRC` and
     /// `COPY_DST`. `offset` and `strides` are in elements.
     ///
@@ -296,10 +309,10 @@ impl Tensor {
     }
 
     /// A tensor with the same elements in row-major order: itself where it is so already, else a
-    /// copy. Up to four dimensions of extent above 1, types of 4 bytes.
+    /// copy. Up to four dimensions of extent above 1.
     ///
     /// # Errors
-    /// [`attn_core::Error::Shape`] or [`attn_core::Error::Dtype`] beyond that; device errors.
+    /// [`attn_core::Error::Shape`] beyond that; device errors.
     pub fn contiguous(&self) -> Result<Tensor> {
         if self.is_contiguous() {
             return Ok(self.clone());
@@ -395,6 +408,26 @@ impl Tensor {
         let bytes = end.saturating_sub(aligned);
         let binding = Binding { storage: Arc::clone(&self.storage), offset: aligned, bytes };
         (binding, ((start - aligned) / size) as usize)
+    }
+
+    /// The same elements with the last dimension, which must be contiguous, split into `extents`.
+    pub(crate) fn split_last(&self, extents: &[usize]) -> Result<Tensor> {
+        let last = self.shape.last().copied().unwrap_or(1);
+        if elements(extents) != Some(last) || self.strides.last() != Some(&1) {
+            let expected = format!("{last} elements of a contiguous dimension");
+            return Err(attn_core::Error::shape("extents", expected, extents).into());
+        }
+        let mut view = self.clone();
+        view.shape.pop();
+        view.strides.pop();
+        view.shape.extend(extents);
+        view.strides.extend(row_major(extents));
+        Ok(view)
+    }
+
+    /// The same bits read as another type of the same size.
+    pub(crate) fn reinterpret(&self, dtype: DType) -> Tensor {
+        Tensor { dtype, ..self.clone() }
     }
 
     /// Whether two views are of one buffer.

@@ -104,7 +104,7 @@ fn chunked_prefill_equals_one_call() {
         let end = start + length;
         let q = uploaded.q.narrow(2, start, length).unwrap();
         let (k, v) = (uploaded.k.narrow(2, 0, end).unwrap(), uploaded.v.narrow(2, 0, end).unwrap());
-        let chunk = attention.forward(Inputs { q: &q, k: &k, v: &v }).unwrap();
+        let chunk = attention.forward(Inputs::new(&q, &k, &v)).unwrap();
         let cut = |data: &[f32], heads: usize, from: usize, to: usize| -> Vec<f32> {
             (0..heads)
                 .flat_map(|h| &data[(h * n + from) * dim..(h * n + to) * dim])
@@ -116,6 +116,7 @@ fn chunked_prefill_equals_one_call() {
             q: cut(&inputs.q, heads, start, end),
             k: cut(&inputs.k, 1, 0, end),
             v: cut(&inputs.v, 1, 0, end),
+            sinks: None,
         };
         let got =
             common::Result32 { out: chunk.out.to_vec().unwrap(), lse: chunk.lse.to_vec().unwrap() };
@@ -260,7 +261,7 @@ fn a_batch_entry_and_a_head_are_the_same_alone_bit_for_bit() {
                     part(&uploaded.k, head / 3),
                     part(&uploaded.v, head / 3),
                 );
-                let alone = attention.forward(Inputs { q: &q, k: &k, v: &v }).unwrap();
+                let alone = attention.forward(Inputs::new(&q, &k, &v)).unwrap();
                 let plane = batch * 6 + head;
                 assert_eq!(alone.out.to_vec::<f32>().unwrap(), out[plane * n * dim..][..n * dim]);
                 assert_eq!(alone.lse.to_vec::<f32>().unwrap(), lse[plane * n..][..n]);
@@ -328,7 +329,7 @@ fn strided_inputs_and_outputs() {
         };
         let (q, k, v) = (token_major(&plain.q), token_major(&plain.k), token_major(&plain.v));
         let attention = Attention::new(&gpu, config).unwrap();
-        let strided = attention.forward(Inputs { q: &q, k: &k, v: &v }).unwrap();
+        let strided = attention.forward(Inputs::new(&q, &k, &v)).unwrap();
         assert_eq!(strided.out.to_vec::<f32>().unwrap(), want.out, "dim {dim}");
 
         // Even the last dimension may be strided: it is packed.
@@ -337,7 +338,7 @@ fn strided_inputs_and_outputs() {
             copy.permute(&[0, 1, 3, 2]).unwrap()
         };
         let k = transposed(&plain.k);
-        let strided = attention.forward(Inputs { q: &q, k: &k, v: &v }).unwrap();
+        let strided = attention.forward(Inputs::new(&q, &k, &v)).unwrap();
         assert_eq!(strided.out.to_vec::<f32>().unwrap(), want.out, "dim {dim}, last stride");
 
         // Into a part of a larger tensor, of which the rest stays as it was.
@@ -370,8 +371,8 @@ fn broadcast_inputs() {
     };
     let attention = Attention::new(&gpu, masked(Mask::Causal)).unwrap();
     let (ke, ve, kc, vc) = (expand(&k), expand(&v), copied(&k), copied(&v));
-    let expanded = attention.forward(Inputs { q: &plain.q, k: &ke, v: &ve }).unwrap();
-    let copied = attention.forward(Inputs { q: &plain.q, k: &kc, v: &vc }).unwrap();
+    let expanded = attention.forward(Inputs::new(&plain.q, &ke, &ve)).unwrap();
+    let copied = attention.forward(Inputs::new(&plain.q, &kc, &vc)).unwrap();
     assert_eq!(expanded.out.to_vec::<f32>().unwrap(), copied.out.to_vec::<f32>().unwrap());
 }
 

@@ -259,7 +259,7 @@ fn interleaved_heads_over_the_binding_limit_are_packed() {
     };
     let [q, k, v] = [&uploaded.q, &uploaded.k, &uploaded.v].map(token_major);
     let attention = Attention::new(&gpu, config.clone()).unwrap();
-    let got = attention.forward(Inputs { q: &q, k: &k, v: &v }).unwrap();
+    let got = attention.forward(Inputs::new(&q, &k, &v)).unwrap();
     let want = attention.forward(uploaded.view()).unwrap();
     assert_eq!(got.out.to_vec::<f32>().unwrap(), want.out.to_vec::<f32>().unwrap());
 }
@@ -276,7 +276,7 @@ fn workgroups_around_the_limit_of_one_dimension() {
         let values: Vec<f32> = (0..batch * 4).map(|i| (i / 4) as f32).collect();
         let v = Tensor::from_slice(&gpu, &values, &[batch, 1, 1, 4]).unwrap();
         let keys = k.expand(&[batch, 1, 1, 4]).unwrap();
-        let output = attention.forward(Inputs { q: &keys, k: &keys, v: &v }).unwrap();
+        let output = attention.forward(Inputs::new(&keys, &keys, &v)).unwrap();
         assert_eq!(output.out.to_vec::<f32>().unwrap(), values, "{batch}");
         assert!(output.lse.to_vec::<f32>().unwrap().iter().all(|&x| (x - 0.5).abs() < 1e-6));
     }
@@ -332,7 +332,7 @@ fn three_thousand_calls_with_changing_lengths_stay_flat() {
         let (q, k) = (uploaded.q.narrow(2, 0, m).unwrap(), uploaded.k.narrow(2, 0, n).unwrap());
         let v = uploaded.v.narrow(2, 0, n).unwrap();
         let which = if call % 5 == 0 { &table } else { &attention };
-        let output = which.forward(Inputs { q: &q, k: &k, v: &v }).unwrap();
+        let output = which.forward(Inputs::new(&q, &k, &v)).unwrap();
         if call % 16 == 0 {
             assert!(output.out.to_vec::<f32>().unwrap().iter().all(|x| x.is_finite()));
         }
@@ -347,7 +347,8 @@ fn three_thousand_calls_with_changing_lengths_stay_flat() {
             assert_eq!(pipelines, pipelines_then, "call {call}");
         }
     }
-    assert!(gpu.pipelines() <= 4, "{}", gpu.pipelines());
+    // Forward, decode for 2, 4, 6 and 8 rows, merge, and the fill of poisoned buffers.
+    assert!(gpu.pipelines() <= 7, "{}", gpu.pipelines());
 }
 
 // huggingface/transformers.js#1242: scores are stored.

@@ -45,6 +45,7 @@ fn inputs(file: &GoldenFile) -> HostInputs {
         q: vector(file, "q"),
         k: vector(file, "k"),
         v: vector(file, "v"),
+        sinks: None,
     }
 }
 

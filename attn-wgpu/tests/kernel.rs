@@ -95,7 +95,7 @@ fn attention_on_tensors_that_share_a_buffer() {
     let config = common::masked(attn_core::Mask::Causal);
     let (q, k, v, out) = (part(0), part(1), part(2), part(3));
     let attention = Attention::new(&gpu, config.clone()).unwrap();
-    attention.forward_into(Inputs { q: &q, k: &k, v: &v }, &out, None).unwrap();
+    attention.forward_into(Inputs::new(&q, &k, &v), &out, None).unwrap();
     let want = common::attend(&gpu, &inputs, &config).unwrap();
     assert_eq!(out.to_vec::<f32>().unwrap(), want.out);
 }

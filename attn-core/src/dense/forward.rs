@@ -1,13 +1,15 @@
-use ndarray::{Array3, Array4, ArrayView1, ArrayView2, ArrayViewMut1, s};
+use ndarray::{Array3, Array4, ArrayView2, ArrayViewMut1, s};
 
+use super::logits::{Member, Row};
 use super::{Config, Inputs, Output, check_size};
-use crate::{Error, Result, RowKeys};
+use crate::{Error, Result};
 
 /// Attention of every query.
 ///
 /// # Errors
 /// [`Error::Shape`] where the inputs do not fit together, [`Error::Config`] and [`Error::Data`]
-/// where the scale or the mask is not usable.
+/// where the scale, the soft-cap, the modifier or the mask is not usable. A modifier has to have a
+/// function on the host.
 pub fn forward(inputs: Inputs<'_>, config: &Config) -> Result<Output> {
     let queries = inputs.check()?.queries;
     run(inputs, config, queries, |i| i, false)
@@ -46,7 +48,6 @@ fn run(
     let shape = inputs.check()?;
     config.check(shape.lengths())?;
     let (batch, heads) = (shape.batch, shape.heads);
-    let scale = config.scale_for(shape.dim_qk);
 
     check_size("out", &[batch, heads, rows, shape.dim_v])?;
     check_size("lse", &[batch, heads, rows])?;
@@ -54,6 +55,7 @@ fn run(
         out: Array4::zeros((batch, heads, rows, shape.dim_v)),
         lse: Array3::zeros((batch, heads, rows)),
         row_max: Array3::zeros((batch, heads, rows)),
+        product_max: Array3::zeros((batch, heads, rows)),
         argmax: Array3::default((batch, heads, rows)),
         probs: None,
     };
@@ -66,21 +68,25 @@ fn run(
     let q = inputs.q.as_standard_layout();
     let k = inputs.k.as_standard_layout();
     let v = inputs.v.as_standard_layout();
-    let mut p = Vec::new();
+    let (mut members, mut p) = (Vec::new(), Vec::new());
     for b in 0..batch {
         for h in 0..heads {
             let h_kv = h / shape.group();
             let (k, v) = (k.slice(s![b, h_kv, .., ..]), v.slice(s![b, h_kv, .., ..]));
+            let sink = inputs.sinks.map(|sinks| sinks[h]);
             for i in 0..rows {
-                let keys = config.mask.row(shape.lengths(), row_at(i));
-                let q = q.slice(s![b, h, row_at(i), ..]);
+                let query = row_at(i);
+                let row = Row::new(config, shape.lengths(), [b, h, query]);
+                row.members(q.slice(s![b, h, query, ..]), k, &mut members);
                 let out = output.out.slice_mut(s![b, h, i, ..]);
-                let stats = attend(q, k, v, keys, scale, &mut p, out);
+                let stats = attend(&members, sink, v, &mut p, out);
                 output.lse[[b, h, i]] = stats.lse;
                 output.row_max[[b, h, i]] = stats.max;
+                let products = members.iter().map(|member| member.product);
+                output.product_max[[b, h, i]] = products.fold(f64::NEG_INFINITY, f64::max);
                 output.argmax[[b, h, i]] = stats.argmax;
                 if let Some(probs) = &mut output.probs {
-                    keys.iter().zip(&p).for_each(|(t, &p)| probs[[b, h, i, t]] = p);
+                    members.iter().zip(&p).for_each(|(m, &p)| probs[[b, h, i, m.key]] = p);
                 }
             }
         }
@@ -97,19 +103,18 @@ struct RowStats {
 /// One query over the keys that it sees. Adds to `out`, and leaves the probabilities in `p` in the
 /// order of the keys.
 fn attend(
-    q: ArrayView1<'_, f64>,
-    k: ArrayView2<'_, f64>,
+    members: &[Member],
+    sink: Option<f64>,
     v: ArrayView2<'_, f64>,
-    keys: RowKeys,
-    scale: f64,
     p: &mut Vec<f64>,
     mut out: ArrayViewMut1<'_, f64>,
 ) -> RowStats {
-    logits(q, k, keys, scale, p);
-    let mut stats = RowStats { lse: f64::NEG_INFINITY, max: f64::NEG_INFINITY, argmax: None };
-    for (t, &s) in keys.iter().zip(p.iter()) {
-        if stats.argmax.is_none() || s > stats.max {
-            (stats.max, stats.argmax) = (s, Some(t));
+    p.clear();
+    let lse = sink.unwrap_or(f64::NEG_INFINITY);
+    let mut stats = RowStats { lse, max: f64::NEG_INFINITY, argmax: None };
+    for member in members {
+        if stats.argmax.is_none() || member.logit > stats.max {
+            (stats.max, stats.argmax) = (member.logit, Some(member.key));
         }
     }
     if stats.argmax.is_none() {
@@ -117,27 +122,13 @@ fn attend(
     }
 
     // exp(s - max) / sum is exp(s - lse) with less rounding, and needs no second exponential.
-    let mut sum = 0.0;
-    for s in p.iter_mut() {
-        *s = (*s - stats.max).exp();
-        sum += *s;
-    }
-    stats.lse = stats.max + sum.ln();
-    for (t, p) in keys.iter().zip(p.iter_mut()) {
+    let max = sink.map_or(stats.max, |sink| stats.max.max(sink));
+    p.extend(members.iter().map(|member| (member.logit - max).exp()));
+    let sum = sink.map_or(0.0, |sink| (sink - max).exp()) + p.iter().sum::<f64>();
+    stats.lse = max + sum.ln();
+    for (member, p) in members.iter().zip(p.iter_mut()) {
         *p /= sum;
-        out.scaled_add(*p, &v.row(t));
+        out.scaled_add(*p, &v.row(member.key));
     }
     stats
-}
-
-/// The logits of one query over the keys that it sees, in the order of the keys.
-pub(super) fn logits(
-    q: ArrayView1<'_, f64>,
-    k: ArrayView2<'_, f64>,
-    keys: RowKeys,
-    scale: f64,
-    into: &mut Vec<f64>,
-) {
-    into.clear();
-    into.extend(keys.iter().map(|t| scale * q.dot(&k.row(t))));
 }

@@ -117,5 +117,5 @@ fn read_layer(file: &TensorFile, header: &Header, layer: usize) -> Result<HostIn
         return Err(bad(format!("tensors have {shape:?}, config promises {promised:?}")));
     }
     let read = |name| Ok(file.f32(name)?.into_raw_vec_and_offset().0);
-    Ok(HostInputs { shape, q: read(q)?, k: read(k)?, v: read(v)? })
+    Ok(HostInputs { shape, q: read(q)?, k: read(k)?, v: read(v)?, sinks: None })
 }

@@ -79,7 +79,9 @@ impl Default for Budget {
 impl Budget {
     /// The default budget for results of the call that has this output.
     pub fn for_output(reference: &dense::Output) -> Self {
-        let finite = reference.row_max.iter().filter(|max| max.is_finite());
+        // A soft-cap and a bias make logits smaller, and not the rounding of the products.
+        let all = reference.row_max.iter().chain(&reference.product_max);
+        let finite = all.filter(|max| max.is_finite());
         let logits = finite.fold(0.0, |largest: f64, max| largest.max(max.abs()));
         Budget { logits, ..Budget::default() }
     }

@@ -1,8 +1,8 @@
 //! The yardstick of the error budget: attention in f32 as one would write it down first.
 
-use crate::{AttentionShape, Result, RowKeys, dense};
-
 use super::HostInputs;
+use crate::dense::logits::Row as Logits;
+use crate::{AttentionShape, Result, dense};
 
 /// Result of [`simple_f32`].
 #[derive(Debug, Clone, PartialEq)]
@@ -24,10 +24,13 @@ pub struct SimpleGrads {
     pub dk: Vec<f32>,
     /// By the values `[batch, heads_kv, keys, dim_v]`.
     pub dv: Vec<f32>,
+    /// By the sinks `[heads]`, where there were any.
+    pub d_sinks: Option<Vec<f32>>,
 }
 
-/// Attention with every operation in f32 and every sum from left to right. Masked keys and values
-/// are not read.
+/// Attention with every operation in f32 and every sum from left to right, except modifiers: their
+/// functions on the host are asked in f64, and the answers rounded. Masked keys and values are not
+/// read.
 ///
 /// # Errors
 /// As [`dense::forward`].
@@ -36,12 +39,12 @@ pub fn simple_f32(inputs: &HostInputs, config: &dense::Config) -> Result<SimpleO
     let shape = &inputs.shape;
     let mut out = vec![0.0; shape.out().iter().product()];
     let mut lse = vec![f32::NEG_INFINITY; shape.lse().iter().product()];
-    for row in rows(shape, config) {
-        let (p, row_lse) = probabilities(inputs, config, &row);
+    for row in rows(inputs, config) {
+        let (members, row_lse) = row.softmax();
         lse[row.index] = row_lse;
         let out = &mut out[row.index * shape.dim_v..][..shape.dim_v];
-        for (t, p) in row.keys.iter().zip(p) {
-            add(out, p, row.value(inputs, t));
+        for member in members {
+            add(out, member.p, row.value(member.key));
         }
     }
     Ok(SimpleOutput { out, lse })
@@ -59,78 +62,131 @@ pub fn simple_f32_backward(
     d_lse: Option<&[f32]>,
 ) -> Result<SimpleGrads> {
     check(inputs, config)?;
+    config.check_derivative()?;
     let shape = &inputs.shape;
     let scale = config.scale_for(shape.dim_qk) as f32;
     expect("d_out", d_out.len(), &shape.out())?;
     if let Some(d_lse) = d_lse {
         expect("d_lse", d_lse.len(), &shape.lse())?;
     }
-    let mut dq = vec![0.0; inputs.q.len()];
-    let mut dk = vec![0.0; inputs.k.len()];
-    let mut dv = vec![0.0; inputs.v.len()];
-    for row in rows(shape, config) {
-        let (p, _) = probabilities(inputs, config, &row);
+    let mut grads = SimpleGrads {
+        dq: vec![0.0; inputs.q.len()],
+        dk: vec![0.0; inputs.k.len()],
+        dv: vec![0.0; inputs.v.len()],
+        d_sinks: inputs.sinks.as_ref().map(|sinks| vec![0.0; sinks.len()]),
+    };
+    let dim = shape.dim_qk;
+    for row in rows(inputs, config) {
+        let (members, lse) = row.softmax();
         let d_out = &d_out[row.index * shape.dim_v..][..shape.dim_v];
-        let dp: Vec<f32> = row.keys.iter().map(|t| dot(d_out, row.value(inputs, t))).collect();
-        let delta = dot(&p, &dp);
+        let dp: Vec<f32> = members.iter().map(|member| dot(d_out, row.value(member.key))).collect();
+        let delta: f32 = members.iter().zip(&dp).map(|(member, dp)| member.p * dp).sum();
         let d_lse = d_lse.map_or(0.0, |d_lse| d_lse[row.index]);
-        let dim = shape.dim_qk;
-        for ((t, p), dp) in row.keys.iter().zip(p).zip(dp) {
-            let ds = scale * p * (dp - delta + d_lse);
-            add(&mut dq[row.index * dim..][..dim], ds, row.key(inputs, t));
-            add(&mut dk[(row.first_key + t) * dim..][..dim], ds, row.query(inputs));
-            add(&mut dv[(row.first_key + t) * shape.dim_v..][..shape.dim_v], p, d_out);
+        for (member, dp) in members.iter().zip(dp) {
+            let &Member { key, p, .. } = member;
+            let ds = scale * p * (dp - delta + d_lse) * row.slope(member);
+            add(&mut grads.dq[row.index * dim..][..dim], ds, row.key(key));
+            add(&mut grads.dk[(row.first_key + key) * dim..][..dim], ds, row.query());
+            add(&mut grads.dv[(row.first_key + key) * shape.dim_v..][..shape.dim_v], p, d_out);
+        }
+        if let (Some(d_sinks), Some(sink)) = (&mut grads.d_sinks, row.sink)
+            && sink != f32::NEG_INFINITY
+        {
+            d_sinks[row.head] += (sink - lse).exp() * (d_lse - delta);
         }
     }
-    Ok(SimpleGrads { dq, dk, dv })
+    Ok(grads)
 }
 
 /// One query of one head.
-struct Row {
+struct Row<'a> {
+    inputs: &'a HostInputs,
+    config: &'a dense::Config,
     /// Number of the row in `[batch, heads, queries]`.
     index: usize,
+    /// Its head in `[heads]`.
+    head: usize,
     /// Number of its key 0 in `[batch, heads_kv, keys]`.
     first_key: usize,
-    keys: RowKeys,
+    sink: Option<f32>,
+    logits: Logits<'a>,
 }
 
-impl Row {
-    fn query<'a>(&self, inputs: &'a HostInputs) -> &'a [f32] {
-        &inputs.q[self.index * inputs.shape.dim_qk..][..inputs.shape.dim_qk]
+/// A key that takes part in the softmax of a row.
+struct Member {
+    key: usize,
+    /// Its probability.
+    p: f32,
+    /// The scaled product, and what the soft-cap makes of it.
+    scaled: f32,
+    capped: f32,
+}
+
+impl Row<'_> {
+    fn query(&self) -> &[f32] {
+        let dim = self.inputs.shape.dim_qk;
+        &self.inputs.q[self.index * dim..][..dim]
     }
 
-    fn key<'a>(&self, inputs: &'a HostInputs, t: usize) -> &'a [f32] {
-        &inputs.k[(self.first_key + t) * inputs.shape.dim_qk..][..inputs.shape.dim_qk]
+    fn key(&self, t: usize) -> &[f32] {
+        let dim = self.inputs.shape.dim_qk;
+        &self.inputs.k[(self.first_key + t) * dim..][..dim]
     }
 
-    fn value<'a>(&self, inputs: &'a HostInputs, t: usize) -> &'a [f32] {
-        &inputs.v[(self.first_key + t) * inputs.shape.dim_v..][..inputs.shape.dim_v]
+    fn value(&self, t: usize) -> &[f32] {
+        let dim = self.inputs.shape.dim_v;
+        &self.inputs.v[(self.first_key + t) * dim..][..dim]
+    }
+
+    /// The keys with a part in the softmax, in rising order, and the log-sum-exp.
+    fn softmax(&self) -> (Vec<Member>, f32) {
+        let scale = self.config.scale_for(self.inputs.shape.dim_qk) as f32;
+        let cap = self.config.soft_cap.map(|cap| cap as f32);
+        let member = |key| {
+            let scaled = scale * dot(self.query(), self.key(key));
+            let capped = cap.map_or(scaled, |cap| cap * (scaled / cap).tanh());
+            let logit = self.logits.modify(f64::from(capped), key)? as f32;
+            Some(Member { key, p: logit, scaled, capped })
+        };
+        let mut members: Vec<Member> = self.logits.keys().filter_map(member).collect();
+        let sink = self.sink.unwrap_or(f32::NEG_INFINITY);
+        if members.is_empty() {
+            return (members, sink);
+        }
+        let max = members.iter().map(|member| member.p).fold(sink, f32::max);
+        members.iter_mut().for_each(|member| member.p = (member.p - max).exp());
+        let of_sink = self.sink.map_or(0.0, |sink| (sink - max).exp());
+        let sum = of_sink + members.iter().map(|member| member.p).sum::<f32>();
+        members.iter_mut().for_each(|member| member.p /= sum);
+        (members, max + sum.ln())
+    }
+
+    /// Derivative of a member's logit by the scaled product.
+    fn slope(&self, member: &Member) -> f32 {
+        let modifier = self.logits.modify_slope(f64::from(member.capped), member.key) as f32;
+        modifier
+            * self.config.soft_cap.map_or(1.0, |cap| {
+                let tanh = (member.scaled / cap as f32).tanh();
+                1.0 - tanh * tanh
+            })
     }
 }
 
-fn rows(shape: &AttentionShape, config: &dense::Config) -> impl Iterator<Item = Row> {
+fn rows<'a>(inputs: &'a HostInputs, config: &'a dense::Config) -> impl Iterator<Item = Row<'a>> {
+    let shape = &inputs.shape;
     (0..shape.lse().iter().product()).map(|index: usize| {
         let (head, query) = (index / shape.queries, index % shape.queries);
         let (b, h) = (head / shape.heads, head % shape.heads);
-        let head_kv = b * shape.heads_kv + h / shape.group();
-        let keys = config.mask.row(shape.lengths(), query);
-        Row { index, first_key: head_kv * shape.keys, keys }
+        Row {
+            inputs,
+            config,
+            index,
+            head: h,
+            first_key: (b * shape.heads_kv + h / shape.group()) * shape.keys,
+            sink: inputs.sinks.as_ref().map(|sinks| sinks[h]),
+            logits: Logits::new(config, shape.lengths(), [b, h, query]),
+        }
     })
-}
-
-/// Probabilities of the keys that `row` sees, in the order of the keys, and their log-sum-exp.
-fn probabilities(inputs: &HostInputs, config: &dense::Config, row: &Row) -> (Vec<f32>, f32) {
-    let scale = config.scale_for(inputs.shape.dim_qk) as f32;
-    let query = row.query(inputs);
-    let mut p: Vec<f32> = row.keys.iter().map(|t| scale * dot(query, row.key(inputs, t))).collect();
-    if p.is_empty() {
-        return (p, f32::NEG_INFINITY);
-    }
-    let max = p.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    p.iter_mut().for_each(|s| *s = (*s - max).exp());
-    let sum: f32 = p.iter().sum();
-    p.iter_mut().for_each(|p| *p /= sum);
-    (p, max + sum.ln())
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f32 {
@@ -147,8 +203,10 @@ fn check(inputs: &HostInputs, config: &dense::Config) -> Result<()> {
     expect("q", inputs.q.len(), &shape.q())?;
     expect("k", inputs.k.len(), &shape.k())?;
     expect("v", inputs.v.len(), &shape.v())?;
-    config.validate()?;
-    config.mask.validate(shape.lengths())
+    if let Some(sinks) = &inputs.sinks {
+        expect("sinks", sinks.len(), &[shape.heads])?;
+    }
+    config.check(shape.lengths())
 }
 
 fn expect(arg: &'static str, len: usize, shape: &[usize]) -> Result<()> {

@@ -1,11 +1,12 @@
 //! Proptest strategies: extents, masks and values where kernels tend to be wrong.
 
 use proptest::collection::vec;
+use proptest::option::of as option;
 use proptest::prelude::{BoxedStrategy, Just, Strategy, any, prop_oneof};
 use proptest::sample::select;
 
-use super::{HostInputs, Values};
-use crate::{AttentionShape, Lengths, Mask, dense};
+use super::{HostInputs, Values, bits as random_bits, uniform};
+use crate::{AttentionShape, BitMask, Lengths, Mask, Modifier, alibi_slopes, dense};
 
 /// One attention call.
 #[derive(Debug, Clone, PartialEq)]
@@ -83,8 +84,56 @@ pub fn mask(lengths: Lengths) -> BoxedStrategy<Mask> {
         1 => cu().prop_map(|cu| Mask::ShareQuestion { cu }),
         1 => cu().prop_map(|cu| Mask::CausalBlockwise { cu }),
         1 => (cu(), block).prop_map(|(cu, block)| Mask::BlockCausalDocuments { cu, block }),
+        2 => bits(lengths).prop_map(Mask::Bits),
     ]
     .boxed()
+}
+
+/// Bits of any density, one by one or in blocks of which some are empty, some full and some mixed.
+/// Many rows, and many words of 32 keys, are empty or full.
+pub fn bits(lengths: Lengths) -> impl Strategy<Value = BitMask> {
+    let density = select(&[0.0, 0.03, 0.3, 0.7, 1.0][..]);
+    let block = select(&[1, 3, 16, 32, 64][..]);
+    (density, block, select(&[1, 5, 16, 64][..]), any::<u64>()).prop_map(
+        move |(density, block, rows, seed)| {
+            BitMask::from_fn(lengths.queries, lengths.keys, |query, key| {
+                let (row, column) = (query / rows, key / block);
+                let mixed = uniform(seed, query as u64, key as u64) < density;
+                let whole = |bits: u64, otherwise: bool| match bits % 4 {
+                    0 => false,
+                    1 => true,
+                    _ => otherwise,
+                };
+                let of_block = whole(random_bits(seed, !(row as u64), column as u64), mixed);
+                whole(random_bits(!seed, 0, row as u64) >> 1, of_block)
+            })
+        },
+    )
+}
+
+/// Everything a call can be configured with: [`mask`], and each with even chance a soft-cap, a
+/// scale and a modifier of the crate (ALiBi for 32 heads, or temperature). Scales are positive:
+/// equal logits below 0 may cancel in the log-sum-exp, which no relative budget allows for.
+pub fn config(lengths: Lengths) -> BoxedStrategy<dense::Config> {
+    let scale = option(0.02..1.0_f64);
+    let parts = (mask(lengths), option(select(&[0.5, 3.0, 30.0, 50.0][..])), scale);
+    (parts, option(modifier()))
+        .prop_map(|((mask, soft_cap, scale), modifier)| {
+            let mut config = dense::Config::new().with_mask(mask);
+            (config.soft_cap, config.scale, config.modifier) = (soft_cap, scale, modifier);
+            config
+        })
+        .boxed()
+}
+
+/// The modifiers that this crate brings. Tables have few lengths, since kernels are compiled for
+/// each; they are shorter and longer than the keys.
+fn modifier() -> impl Strategy<Value = Modifier> {
+    let factors = select(&[1, 9, 70][..]).prop_flat_map(|len| vec(0.25..2.0_f32, len));
+    prop_oneof![
+        Just(Modifier::alibi(&alibi_slopes(32))),
+        factors.prop_map(|factors| Modifier::temperature(&factors)),
+    ]
 }
 
 /// Every distribution.

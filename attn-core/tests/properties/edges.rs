@@ -105,14 +105,14 @@ fn enormous_extents_are_refused_or_harmless() {
     let huge = 1 << 58;
     let empty = Array4::<f64>::zeros((0, 1, 1, 1));
     let tall = ArrayView4::from_shape((0, 1, huge, 1), &[]).unwrap();
-    let inputs = Inputs { q: tall, k: empty.view(), v: empty.view() };
+    let inputs = Inputs::new(tall, empty.view(), empty.view());
     assert!(dense::forward(inputs, &Config::new()).is_ok(), "no row to compute");
     let wide_v = Array4::<f64>::zeros((0, 1, 1, 64));
     let inputs = Inputs { v: wide_v.view(), ..inputs };
     assert!(matches!(dense::forward(inputs, &Config::new()), Err(Error::Shape { .. })));
     let one = Array4::<f64>::zeros((1, 1, 1, 1));
     let repeated = one.broadcast((1, 1, 1 << 62, 1)).unwrap();
-    let inputs = Inputs { q: repeated, k: one.view(), v: one.view() };
+    let inputs = Inputs::new(repeated, one.view(), one.view());
     assert!(matches!(dense::forward(inputs, &Config::new()), Err(Error::Shape { .. })));
     assert_eq!(shape([0, 1, 1, huge, huge, 1, 1]).flops(&Mask::Causal), 0.0);
 }

@@ -1,7 +1,7 @@
 //! Masks that are other masks in their limits.
 
-use attn_core::testing::strategies::{length, offsets};
-use attn_core::{Lengths, Mask, dense};
+use attn_core::testing::strategies::{self, length, offsets};
+use attn_core::{BitMask, Lengths, Mask, dense};
 use proptest::prelude::*;
 
 use super::{bits, config, normal};
@@ -9,7 +9,7 @@ use super::{bits, config, normal};
 /// The same keys in every row, and therefore the same output, bit for bit.
 fn same(lengths: Lengths, a: &Mask, b: &Mask) {
     for i in 0..lengths.queries {
-        let keys = |mask: &Mask| mask.row(lengths, i).iter().collect::<Vec<_>>();
+        let keys = |mask: &Mask| mask.keys(lengths, i).collect::<Vec<_>>();
         assert_eq!(keys(a), keys(b), "query {i}: {a:?}, {b:?}");
     }
     let arrays = normal([1, 2, 1, lengths.queries, lengths.keys, 5, 3]);
@@ -40,6 +40,16 @@ proptest! {
             same(lengths, &Mask::ShareQuestion { cu: cu.clone() }, &Mask::Causal);
             same(lengths, &Mask::CausalBlockwise { cu }, &Mask::Causal);
         }
+    }
+
+    #[test]
+    fn of_bits((lengths, mask) in (length(), length()).prop_flat_map(|(queries, keys)| {
+        let lengths = Lengths::new(queries, keys);
+        (Just(lengths), strategies::mask(lengths))
+    })) {
+        let Lengths { queries, keys } = lengths;
+        let bits = BitMask::from_fn(queries, keys, |i, t| mask.allows(lengths, i, t));
+        same(lengths, &Mask::Bits(bits), &mask);
     }
 
     #[test]

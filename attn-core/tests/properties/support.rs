@@ -2,19 +2,19 @@
 
 use std::collections::BTreeSet;
 
-use attn_core::dense::{self, Cotangents};
+use attn_core::dense::{self, Config, Cotangents};
 use attn_core::ndarray::Array4;
-use attn_core::testing::strategies::{case, dim, length, shape};
+use attn_core::testing::strategies::{self, bits, case, dim, length, shape};
 use attn_core::testing::{
     Budget, HostInputs, Values, by_name, compare, fill, plant, problems, simple_f32,
     simple_f32_backward,
 };
-use attn_core::{AttentionShape, Error, Mask};
+use attn_core::{AttentionShape, Error, Lengths, Mask, ModifierArgs};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 
-use super::config;
+use super::{config, full_case};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
@@ -28,8 +28,7 @@ proptest! {
     }
 
     #[test]
-    fn simple_f32_is_near_the_reference(case in case(300_000)) {
-        let inputs = case.inputs();
+    fn simple_f32_is_near_the_reference((case, inputs) in full_case(300_000)) {
         let arrays = inputs.to_f64().unwrap();
         let want = dense::forward(arrays.view(), &case.config).unwrap();
         let got = simple_f32(&inputs, &case.config).unwrap();
@@ -37,8 +36,10 @@ proptest! {
         // Rounding of a logit in f32, which moves a weight by as much.
         let largest = |data: &[f32]| data.iter().fold(0.0_f64, |m, &x| m.max(f64::from(x).abs()));
         let dim = case.shape.dim_qk as f64;
-        let logit = largest(&inputs.q) * largest(&inputs.k) * dim.sqrt();
-        let rounding = 1e-6 * (1.0 + logit + case.shape.keys as f64);
+        let scale = case.config.scale_for(case.shape.dim_qk).abs();
+        let logit = largest(&inputs.q) * largest(&inputs.k) * scale * dim;
+        let biased = Budget::for_output(&want).logits;
+        let rounding = 1e-6 * (1.0 + 2.0 * logit + biased + case.shape.keys as f64);
         prop_assert!(compare(&got.lse, lse).max_abs <= rounding);
         prop_assert!(compare(&got.out, out).max_abs <= rounding * largest(&inputs.v));
         let budget = Budget::default();
@@ -47,8 +48,9 @@ proptest! {
     }
 
     #[test]
-    fn simple_f32_backward_is_near_the_reference(case in case(100_000)) {
-        let inputs = HostInputs::random(case.shape, case.seed, Values::Normal);
+    fn simple_f32_backward_is_near_the_reference((case, inputs) in full_case(100_000)) {
+        let normal = HostInputs::random(case.shape, case.seed, Values::Normal);
+        let inputs = HostInputs { sinks: inputs.sinks, ..normal };
         let arrays = inputs.to_f64().unwrap();
         let output = dense::forward(arrays.view(), &case.config).unwrap();
         let d_out = fill(3, 3, Values::Normal, output.out.len());
@@ -60,16 +62,26 @@ proptest! {
         let lse = attn_core::ndarray::Array3::from_shape_vec(lse.dim(), wide(&d_lse)).unwrap();
         let cotangents = Cotangents { out: out.view(), lse: Some(lse.view()) };
         let want = dense::backward(arrays.view(), &case.config, &output, cotangents).unwrap();
+        // Where a soft-cap is saturated, the gradients are small differences of large numbers.
+        let near = |got: &[f32], want: &[f64]| {
+            let errors = compare(got, want);
+            let saturated = case.config.soft_cap.is_some() && errors.max_abs <= 1e-4;
+            prop_assert!(errors.max_abs <= 1e-3 && (errors.rel_l2 <= 1e-3 || saturated), "{:?}", errors);
+            Ok(())
+        };
         for (got, want) in [(&got.dq, &want.dq), (&got.dk, &want.dk), (&got.dv, &want.dv)] {
-            let errors = compare(got, want.as_slice().unwrap());
-            prop_assert!(errors.max_abs <= 1e-3 && errors.rel_l2 <= 1e-3, "{:?}", errors);
+            near(got, want.as_slice().unwrap())?;
+        }
+        prop_assert_eq!(got.d_sinks.is_some(), inputs.sinks.is_some());
+        if let (Some(got), Some(want)) = (&got.d_sinks, &want.d_sinks) {
+            near(got, want.as_slice().unwrap())?;
         }
     }
 }
 
 /// Attention in f32 as a fused kernel would do it: scaled queries, products in four lanes, keys in
 /// blocks with a running maximum.
-fn online_f32(inputs: &HostInputs, config: &dense::Config) -> (Vec<f32>, Vec<f32>) {
+fn online_f32(inputs: &HostInputs, config: &Config) -> (Vec<f32>, Vec<f32>) {
     let shape = &inputs.shape;
     let (dim_qk, dim_v) = (shape.dim_qk, shape.dim_v);
     let scale = config.scale_for(dim_qk) as f32;
@@ -79,13 +91,22 @@ fn online_f32(inputs: &HostInputs, config: &dense::Config) -> (Vec<f32>, Vec<f32
         let head_kv = head / shape.heads * shape.heads_kv + head % shape.heads / shape.group();
         let q: Vec<f32> = inputs.q[row * dim_qk..][..dim_qk].iter().map(|x| x * scale).collect();
         let (mut max, mut sum, mut out) = (f32::NEG_INFINITY, 0.0_f32, vec![0.0_f32; dim_v]);
-        let keys: Vec<usize> = config.mask.row(shape.lengths(), i).iter().collect();
+        let keys: Vec<usize> = config.mask.keys(shape.lengths(), i).collect();
+        let place = config.mask.place(shape.lengths(), i);
         for block in keys.chunks(16) {
             let logit = |t: &usize| {
                 let k = &inputs.k[(head_kv * shape.keys + t) * dim_qk..][..dim_qk];
                 let mut lanes = [0.0_f32; 4];
                 (0..dim_qk).for_each(|d| lanes[d % 4] = q[d].mul_add(k[d], lanes[d % 4]));
-                lanes.iter().sum::<f32>()
+                let capped = match config.soft_cap.map(|cap| cap as f32) {
+                    Some(cap) => cap * (lanes.iter().sum::<f32>() / cap).tanh(),
+                    None => lanes.iter().sum(),
+                };
+                let Some(modifier) = &config.modifier else { return capped };
+                let (batch, head) = (head / shape.heads, head % shape.heads);
+                let key = t - place.first_key;
+                let at = ModifierArgs { batch, head, position: place.position, key };
+                modifier.host().unwrap()(f64::from(capped), &at) as f32
             };
             let s: Vec<f32> = block.iter().map(logit).collect();
             let new = s.iter().copied().fold(max, f32::max);
@@ -98,6 +119,13 @@ fn online_f32(inputs: &HostInputs, config: &dense::Config) -> (Vec<f32>, Vec<f32
                 let v = &inputs.v[(head_kv * shape.keys + t) * dim_v..][..dim_v];
                 out.iter_mut().zip(v).for_each(|(x, v)| *x = p.mul_add(*v, *x));
             }
+        }
+        if let Some(sinks) = &inputs.sinks {
+            let sink = sinks[head % shape.heads];
+            let new = max.max(sink);
+            let decay = (max - new).exp();
+            out.iter_mut().for_each(|x| *x *= decay);
+            (max, sum) = (new, sum * decay + (sink - new).exp());
         }
         let weight = if sum > 0.0 { 1.0 / sum } else { 0.0 };
         all_out.extend(out.iter().map(|x| x * weight));
@@ -127,6 +155,21 @@ proptest! {
         let visible = reference.row_max.iter().any(|max| max.is_finite() && max.abs() > 0.1);
         // With logits of hundreds, a thousandth is still 30 times the floor.
         prop_assert!(!visible || budget.check("lse", &lse, &simple.lse, want_lse).is_err());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+
+    #[test]
+    fn the_budget_admits_every_configuration((case, inputs) in full_case(300_000)) {
+        let reference = dense::forward(inputs.to_f64().unwrap().view(), &case.config).unwrap();
+        let (want, want_lse) = (reference.out.as_slice().unwrap(), reference.lse.as_slice().unwrap());
+        let simple = simple_f32(&inputs, &case.config).unwrap();
+        let (out, lse) = online_f32(&inputs, &case.config);
+        let budget = Budget::for_output(&reference);
+        budget.check("out", &out, &simple.out, want).map_err(TestCaseError::fail)?;
+        budget.check("lse", &lse, &simple.lse, want_lse).map_err(TestCaseError::fail)?;
     }
 }
 
@@ -162,8 +205,45 @@ fn strategies_reach_the_cases_they_are_for() {
         .iter()
         .map(|c| c.config.mask.name().chars().filter(|c| c.is_alphabetic()).collect::<String>())
         .collect();
-    assert!(kinds.len() >= 12, "{kinds:?}");
+    assert!(kinds.len() >= 13, "{kinds:?}");
     assert!(cases.iter().filter(|c| empty_document(&c.config.mask)).count() > 50);
+    let lengths = Lengths::new(100, 130);
+    let mut runner = TestRunner::deterministic();
+    let mut draw = || bits(lengths).new_tree(&mut runner).unwrap().current();
+    let masks: Vec<_> = (0..500).map(|_| draw()).collect();
+    let words = |what: fn(u32) -> bool| {
+        masks.iter().filter(|mask| mask.words().chunks(5).any(|row| what(row[1]))).count()
+    };
+    let rows =
+        |count: usize| masks.iter().filter(|mask| (0..100).any(|i| mask.count(i) == count)).count();
+    for (name, masks) in [
+        ("empty rows", rows(0)),
+        ("full rows", rows(130)),
+        ("rows of one key", rows(1)),
+        ("empty words", words(|word| word == 0)),
+        ("full words", words(|word| word == u32::MAX)),
+        ("mixed words", words(|word| word != 0 && word != u32::MAX)),
+    ] {
+        assert!(masks > 20, "{name}: {masks}");
+    }
+    let mut runner = TestRunner::deterministic();
+    let mut draw = || strategies::config(lengths).new_tree(&mut runner).unwrap().current();
+    let configs: Vec<_> = (0..500).map(|_| draw()).collect();
+    let with = |what: fn(&Config) -> bool| configs.iter().filter(|config| what(config)).count();
+    let name = |config: &Config| config.modifier.as_ref().map(|m| m.name().to_owned());
+    for (name, configs) in [
+        ("soft-cap", with(|config| config.soft_cap.is_some())),
+        ("scale", with(|config| config.scale.is_some())),
+        ("alibi", configs.iter().filter(|c| name(c).as_deref() == Some("alibi")).count()),
+        (
+            "temperature",
+            configs.iter().filter(|c| name(c).as_deref() == Some("temperature")).count(),
+        ),
+        ("plain", with(|c| c.soft_cap.is_none() && c.scale.is_none() && c.modifier.is_none())),
+        ("all", with(|c| c.soft_cap.is_some() && c.scale.is_some() && c.modifier.is_some())),
+    ] {
+        assert!(configs > 30, "{name}: {configs}");
+    }
     let mut runner = TestRunner::deterministic();
     let seen: BTreeSet<_> =
         (0..2000).map(|_| length().new_tree(&mut runner).unwrap().current()).collect();

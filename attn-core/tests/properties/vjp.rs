@@ -4,10 +4,10 @@ use attn_core::dense::{self, Config, Cotangents, Grads};
 use attn_core::ndarray::{Array3, Array4, s};
 use attn_core::testing::strategies::case;
 use attn_core::testing::{HostArrays, Values, fill};
-use attn_core::{Error, Mask};
+use attn_core::{BitMask, Error, Mask, Modifier, alibi_slopes};
 use proptest::prelude::*;
 
-use super::{config, normal};
+use super::{config, full_case, normal};
 
 /// A random linear loss of output and log-sum-exp.
 struct Loss {
@@ -50,11 +50,29 @@ fn random(shape: [usize; 4], stream: u64) -> Array4<f64> {
 
 fn moved(arrays: &HostArrays, direction: &HostArrays, step: f64) -> HostArrays {
     let go = |from: &Array4<f64>, along: &Array4<f64>| from + &(along * step);
+    let sinks = arrays.sinks.as_ref().zip(direction.sinks.as_ref());
     HostArrays {
         q: go(&arrays.q, &direction.q),
         k: go(&arrays.k, &direction.k),
         v: go(&arrays.v, &direction.v),
+        sinks: sinks.map(|(from, along)| from + &(along * step)),
     }
+}
+
+/// A random direction for `arrays`, a tenth as long as they are: third derivatives grow with the
+/// number of dimensions.
+fn direction(arrays: &HostArrays) -> HostArrays {
+    let shape = arrays.view().check().unwrap();
+    let direction = HostArrays {
+        q: random(shape.q(), 20),
+        k: random(shape.k(), 21),
+        v: random(shape.v(), 22),
+        sinks: arrays
+            .sinks
+            .as_ref()
+            .map(|s| random([1, 1, 1, s.len()], 23).into_shape_with_order(s.len()).unwrap()),
+    };
+    moved(&direction, &direction, -0.9)
 }
 
 /// Derivative along `direction` by central differences, against the gradient.
@@ -68,7 +86,12 @@ fn check(
     let at = |step| loss.at(&moved(arrays, direction, step), config);
     let want = (at(step) - at(-step)) / (2.0 * step);
     let grads = loss.grads(arrays, config);
-    let terms = [&grads.dq * &direction.q, &grads.dk * &direction.k, &grads.dv * &direction.v];
+    let mut terms =
+        vec![&grads.dq * &direction.q, &grads.dk * &direction.k, &grads.dv * &direction.v];
+    if let (Some(d_sinks), Some(sinks)) = (&grads.d_sinks, &direction.sinks) {
+        let term = d_sinks * sinks;
+        terms.push(term.into_shape_with_order((1, 1, 1, sinks.len())).unwrap());
+    }
     let got: f64 = terms.iter().map(|term| term.sum()).sum();
     let size: f64 = terms.iter().map(|term| term.mapv(f64::abs).sum()).sum();
     match (got - want).abs() <= 1e-6 * (1.0 + size) {
@@ -84,12 +107,15 @@ proptest! {
     fn is_the_derivative_along_random_directions(case in case(100_000), with_lse in any::<bool>()) {
         let arrays = super::HostInputs::random(case.shape, case.seed, Values::Normal).to_f64().unwrap();
         let loss = Loss::new(&arrays, with_lse);
-        let mut direction = HostArrays {
-            q: random(case.shape.q(), 20), k: random(case.shape.k(), 21), v: random(case.shape.v(), 22),
-        };
-        // Only a tenth as long: third derivatives grow with the number of dimensions.
-        direction = moved(&direction, &direction, -0.9);
-        check(&loss, &arrays, &case.config, &direction).map_err(TestCaseError::fail)?;
+        check(&loss, &arrays, &case.config, &direction(&arrays)).map_err(TestCaseError::fail)?;
+    }
+
+    #[test]
+    fn is_the_derivative_of_every_configuration((case, inputs) in full_case(100_000), with_lse in any::<bool>()) {
+        let normal = super::HostInputs::random(case.shape, case.seed, Values::Normal);
+        let arrays = super::HostInputs { sinks: inputs.sinks, ..normal }.to_f64().unwrap();
+        let loss = Loss::new(&arrays, with_lse);
+        check(&loss, &arrays, &case.config, &direction(&arrays)).map_err(TestCaseError::fail)?;
     }
 
     #[test]
@@ -116,14 +142,25 @@ proptest! {
 
 #[test]
 fn every_element_of_a_grouped_call_with_empty_rows() {
-    let arrays = normal([2, 6, 2, 5, 4, 3, 2]);
+    let mut arrays = normal([2, 6, 2, 5, 4, 3, 2]);
+    arrays.sinks = Some((0..6).map(|h| 0.3 * f64::from(h) - 1.0).collect());
     let zeros = moved(&arrays, &arrays, -1.0);
-    for (mask, with_lse) in [
-        (Mask::Causal, true),
-        (Mask::Causal, false),
-        (Mask::GlobalWindow { window: 1, global: 1 }, true),
+    let bits = BitMask::from_fn(5, 4, |i, t| i != 2 && (i * t) % 3 != 1);
+    let alibi = Modifier::alibi(&alibi_slopes(6));
+    let temperature = Modifier::temperature(&[0.7, 1.3, 2.0]);
+    for (config, with_lse) in [
+        (config(Mask::Causal), true),
+        (config(Mask::Causal), false),
+        (config(Mask::GlobalWindow { window: 1, global: 1 }), true),
+        (config(Mask::Bits(bits.clone())), true),
+        (config(Mask::Causal).with_soft_cap(1.5), true),
+        (config(Mask::Causal).with_modifier(alibi), false),
+        (
+            config(Mask::Bits(bits)).with_soft_cap(2.0).with_scale(1.1).with_modifier(temperature),
+            true,
+        ),
     ] {
-        let (config, loss) = (config(mask), Loss::new(&arrays, with_lse));
+        let loss = Loss::new(&arrays, with_lse);
         let unit = |pick: fn(&mut HostArrays) -> &mut Array4<f64>, index: usize| {
             let mut direction = zeros.clone();
             *pick(&mut direction).iter_mut().nth(index).unwrap() = 1.0;
@@ -132,6 +169,11 @@ fn every_element_of_a_grouped_call_with_empty_rows() {
         (0..arrays.q.len()).for_each(|index| unit(|a| &mut a.q, index));
         (0..arrays.k.len()).for_each(|index| unit(|a| &mut a.k, index));
         (0..arrays.v.len()).for_each(|index| unit(|a| &mut a.v, index));
+        for h in 0..6 {
+            let mut direction = zeros.clone();
+            direction.sinks.as_mut().unwrap()[h] = 1.0;
+            check(&loss, &arrays, &config, &direction).unwrap();
+        }
     }
 }
 
@@ -145,6 +187,15 @@ fn cotangents_of_empty_rows_do_not_matter() {
     loss.lse.as_mut().unwrap().slice_mut(s![.., .., ..3]).fill(f64::INFINITY);
     assert_eq!(loss.grads(&arrays, &config), clean);
     assert!(clean.dq.slice(s![.., .., ..3, ..]).iter().all(|&x| x == 0.0));
+
+    // With a sink, the log-sum-exp of an empty row is the sink; its output still reads nothing.
+    let mut arrays = arrays;
+    arrays.sinks = Some((0..4).map(f64::from).collect());
+    loss.lse.as_mut().unwrap().slice_mut(s![.., .., ..3]).fill(2.0);
+    let grads = loss.grads(&arrays, &config);
+    loss.lse.as_mut().unwrap().slice_mut(s![.., .., ..3]).fill(0.0);
+    let d_sinks = grads.d_sinks.unwrap() - loss.grads(&arrays, &config).d_sinks.unwrap();
+    assert!(d_sinks.iter().all(|x| (x - 6.0).abs() < 1e-12), "{d_sinks}");
 }
 
 /// The rows of softmax sum to 1, so a loss that asks for their sum does not change.

@@ -6,21 +6,22 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::tensor::Tensor;
 
-/// The tensors of one call, in a form that kernels can address.
-pub(super) struct Views {
-    pub(super) q: Tensor,
-    pub(super) k: Tensor,
-    pub(super) v: Tensor,
-    pub(super) out: Tensor,
-    pub(super) lse: Option<Tensor>,
-    /// Queries of one row tile.
-    pub(super) tile: usize,
+/// What a kernel's dispatches are split along.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Grid {
+    pub(super) batch: usize,
+    /// Query heads.
+    pub(super) heads: usize,
     /// Query heads per key head.
     pub(super) group: usize,
+    /// Tiles of a head: of queries or of keys.
+    pub(super) tiles: usize,
+    /// Whether the query heads of one key head may go to different dispatches.
+    pub(super) split_groups: bool,
 }
 
-/// The part of a call that one dispatch does. Every row is computed as a whole by one dispatch, so
-/// a result never depends on how a call is split.
+/// The part of a call that one dispatch does. A tile is computed as a whole by one dispatch, so a
+/// result never depends on how a call is split.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Job {
     pub(super) batch: Range<usize>,
@@ -29,28 +30,23 @@ pub(super) struct Job {
     pub(super) tiles: Range<usize>,
 }
 
-/// The windows of the tensors that a job touches.
-pub(super) struct Windows {
-    pub(super) q: Tensor,
-    pub(super) k: Tensor,
-    pub(super) v: Tensor,
-    pub(super) out: Tensor,
-    pub(super) lse: Option<Tensor>,
-}
-
 impl Job {
     /// Jobs whose windows fit a binding and whose work is below the cap.
-    pub(super) fn split(views: &Views, work_per_row: f64, gpu: &Gpu) -> Result<Vec<Job>> {
-        let shape = views.q.shape();
-        let all =
-            Job { batch: 0..shape[0], heads: 0..shape[1], tiles: 0..shape[2].div_ceil(views.tile) };
+    ///
+    /// `windows` names the bytes that a job binds of each tensor, `work` estimates its operations.
+    pub(super) fn split(
+        grid: &Grid,
+        gpu: &Gpu,
+        work: impl Fn(&Job) -> f64,
+        windows: impl Fn(&Job) -> Result<Vec<(&'static str, u64)>>,
+    ) -> Result<Vec<Job>> {
         let mut done = Vec::new();
-        let mut open = vec![all];
+        let mut open =
+            vec![Job { batch: 0..grid.batch, heads: 0..grid.heads, tiles: 0..grid.tiles }];
         while let Some(job) = open.pop() {
-            let excess = job.excess(views, gpu)?;
-            let rows = job.batch.len() * job.heads.len() * job.queries(views).len();
-            let heavy = work_per_row * rows as f64 > gpu.max_work_per_dispatch();
-            match (job.halves(views.group), excess) {
+            let excess = job.excess(gpu, &windows(&job)?);
+            let heavy = work(&job) > gpu.max_work_per_dispatch();
+            match (job.halves(grid), excess) {
                 (Some([first, second]), excess) if heavy || excess.is_some() => {
                     open.push(second);
                     open.push(first);
@@ -63,36 +59,28 @@ impl Job {
     }
 
     /// The limit that this job exceeds, as an error.
-    fn excess(&self, views: &Views, gpu: &Gpu) -> Result<Option<Error>> {
+    fn excess(&self, gpu: &Gpu, windows: &[(&'static str, u64)]) -> Option<Error> {
         let capabilities = gpu.capabilities();
-        let windows = self.windows(views)?;
-        let named = [
-            ("q", Some(&windows.q)),
-            ("k", Some(&windows.k)),
-            ("v", Some(&windows.v)),
-            ("out", Some(&windows.out)),
-            ("lse", windows.lse.as_ref()),
-        ];
         let available = capabilities.max_binding_bytes.min(1 << 32);
-        for (name, window) in named {
-            let needed = window.map_or(0, |window| window.binding().0.bytes);
+        for &(name, needed) in windows {
             if needed > available {
                 let what = format!("a part of `{name}` that one workgroup reads or writes");
                 let limit = "maxStorageBufferBindingSize";
-                return Ok(Some(Error::Limit { what, limit, needed, available }));
+                return Some(Error::Limit { what, limit, needed, available });
             }
         }
-        let groups = (self.batch.len() * self.heads.len()) as u64 * self.tiles.len() as u64;
+        let heads = self.heads.len() as u64;
+        let groups = self.batch.len() as u64 * heads * self.tiles.len() as u64;
         let most = u64::from(capabilities.max_workgroups).pow(2).min(u64::from(u32::MAX));
-        if groups > most {
+        let too_many = [(groups, most), (heads, 65_535)].into_iter().find(|(n, most)| n > most);
+        too_many.map(|(needed, available)| {
             let (what, limit) = ("attention".into(), "maxComputeWorkgroupsPerDimension");
-            return Ok(Some(Error::Limit { what, limit, needed: groups, available: most }));
-        }
-        Ok(None)
+            Error::Limit { what, limit, needed, available }
+        })
     }
 
     /// Two halves, along the first of batch, groups, heads of a group, and tiles that has any.
-    fn halves(&self, group: usize) -> Option<[Job; 2]> {
+    fn halves(&self, grid: &Grid) -> Option<[Job; 2]> {
         let cut = |range: &Range<usize>, unit: usize| {
             let middle = range.start + range.len() / unit / 2 * unit;
             [range.start..middle, middle..range.end]
@@ -102,9 +90,9 @@ impl Job {
         };
         if self.batch.len() > 1 {
             of(&self.batch, 1, &|batch| Job { batch, ..self.clone() })
-        } else if self.heads.len() > group {
-            of(&self.heads, group, &|heads| Job { heads, ..self.clone() })
-        } else if self.heads.len() > 1 {
+        } else if self.heads.len() > grid.group {
+            of(&self.heads, grid.group, &|heads| Job { heads, ..self.clone() })
+        } else if self.heads.len() > 1 && grid.split_groups {
             of(&self.heads, 1, &|heads| Job { heads, ..self.clone() })
         } else if self.tiles.len() > 1 {
             of(&self.tiles, 1, &|tiles| Job { tiles, ..self.clone() })
@@ -113,29 +101,42 @@ impl Job {
         }
     }
 
-    /// Queries of the job's tiles.
-    pub(super) fn queries(&self, views: &Views) -> Range<usize> {
-        let end = (self.tiles.end * views.tile).min(views.q.shape()[2]);
-        self.tiles.start * views.tile..end
+    /// Planes (batch entries times query heads) of the job.
+    pub(super) fn planes(&self) -> usize {
+        self.batch.len() * self.heads.len()
     }
 
-    pub(super) fn windows(&self, views: &Views) -> Result<Windows> {
-        let queries = self.queries(views);
-        let heads_kv = self.heads.start / views.group..self.heads.end.div_ceil(views.group);
-        let window = |tensor: &Tensor, heads: &Range<usize>, tokens: Option<&Range<usize>>| {
-            let part = tensor.narrow(0, self.batch.start, self.batch.len())?;
-            let part = part.narrow(1, heads.start, heads.len())?;
-            tokens.map_or(Ok(part.clone()), |tokens| part.narrow(2, tokens.start, tokens.len()))
-        };
-        Ok(Windows {
-            q: window(&views.q, &self.heads, Some(&queries))?,
-            k: window(&views.k, &heads_kv, None)?,
-            v: window(&views.v, &heads_kv, None)?,
-            out: window(&views.out, &self.heads, Some(&queries))?,
-            lse: match &views.lse {
-                Some(lse) => Some(window(lse, &self.heads, Some(&queries))?),
-                None => None,
-            },
-        })
+    /// Key heads of the job.
+    pub(super) fn heads_kv(&self, group: usize) -> Range<usize> {
+        self.heads.start / group..self.heads.end.div_ceil(group)
     }
+
+    /// Query heads per key head inside the job.
+    pub(super) fn group(&self, group: usize) -> usize {
+        group.min(self.heads.len())
+    }
+
+    /// Tokens of the job's tiles of `tile` tokens, out of `length`.
+    pub(super) fn tokens(&self, tile: usize, length: usize) -> Range<usize> {
+        self.tiles.start * tile..(self.tiles.end * tile).min(length)
+    }
+
+    /// The part of a `[batch, heads, tokens, ..]` tensor that belongs to the job's batch entries,
+    /// to `heads` and to `tokens`.
+    pub(super) fn window(
+        &self,
+        tensor: &Tensor,
+        heads: &Range<usize>,
+        tokens: &Range<usize>,
+    ) -> Result<Tensor> {
+        tensor
+            .narrow(0, self.batch.start, self.batch.len())?
+            .narrow(1, heads.start, heads.len())?
+            .narrow(2, tokens.start, tokens.len())
+    }
+}
+
+/// Bytes that binding a tensor takes.
+pub(super) fn bytes(tensor: &Tensor) -> u64 {
+    tensor.binding().0.bytes
 }

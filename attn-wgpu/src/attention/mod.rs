@@ -1,57 +1,63 @@
-//! Fused dense attention.
+//! Fused dense attention: forward, decode with split keys, merge of partial results, backward.
 
+mod backward;
+mod call;
+mod columns;
+mod decode;
+mod forward;
 mod jobs;
-mod row_table;
+mod mask_table;
+mod merge;
+mod modifier;
+mod params;
 mod variant;
 
 use std::sync::{Arc, Mutex};
 
 use attn_core::dense::Config;
-use attn_core::{AttentionShape, Lengths};
+use attn_core::{Lengths, ModifierParam};
 
+pub use self::merge::merge;
 pub use self::variant::{MAX_DIM, Variant};
 
-use self::jobs::{Job, Views};
-use self::row_table::row_table;
-use crate::error::{Error, Result};
+use self::mask_table::Side;
+use crate::error::Result;
 use crate::gpu::Gpu;
-use crate::guard::lock;
-use crate::kernel::{Call, Kernel, KernelSource};
-use crate::ops::{self, SNIPPETS};
+use crate::ops;
 use crate::tensor::{DType, Tensor};
 
-const FORWARD: KernelSource = KernelSource {
-    name: "attention_forward",
-    text: include_str!("../../kernels/attention_forward.wgsl"),
-    imports: SNIPPETS,
-};
-
-/// Longest sequence: positions, windows and their sums stay inside 32 bits.
-const MAX_TOKENS: usize = (1 << 30) - 1;
-
-/// Dense attention on a device: `out = softmax(scale q k^T + mask) v`, as
-/// [`attn_core::dense`] defines it, without storing the scores.
+/// Dense attention on a device: `out = softmax(scale q k^T ..) v`, as [`attn_core::dense`] defines
+/// it with mask, soft-cap, modifier and sinks, without storing the scores.
 ///
-/// Memory beyond inputs and outputs is constant, except where an input has to be packed first
-/// (its last dimension is not contiguous, or a row does not begin at a multiple of 16 bytes) and
-/// for masks that are not windows (12 bytes a query).
+/// Inputs are f32, f16 or bf16, all of one type; outputs and gradients have that type, statistics
+/// are f32, and so is all arithmetic.
+///
+/// Memory beyond inputs and outputs is constant, except where an input has to be packed first (its
+/// last dimension is not contiguous, or a row does not begin at a multiple of four elements), and
+/// for masks that are not windows (20 bytes a query, or their bits). Up to eight queries, keys are
+/// split over workgroups, and partial results of at most 16 parts are kept until they are merged.
 #[derive(Debug, Clone)]
 pub struct Attention {
     gpu: Gpu,
     config: Config,
-    /// The mask's table for the lengths of the last call.
-    table: Arc<Mutex<Option<Table>>>,
+    /// Values of the modifier's parameters.
+    modifier: Vec<u32>,
+    /// Tables that kernels read, of the last calls.
+    tables: Arc<Mutex<Vec<Table>>>,
 }
 
+/// What kernels read besides the tensors: the modifier's parameters and the mask.
 #[derive(Debug, Clone)]
 struct Table {
     lengths: Lengths,
     tile: usize,
+    side: Side,
     words: Tensor,
-    first_row: usize,
+    left: i32,
+    right: i32,
 }
 
-/// Queries, keys and values, f32.
+/// Queries, keys and values: all f32, all f16 or all bf16.
 #[derive(Debug, Clone, Copy)]
 pub struct Inputs<'a> {
     /// Queries `[batch, heads, queries, dim_qk]`.
@@ -60,6 +66,47 @@ pub struct Inputs<'a> {
     pub k: &'a Tensor,
     /// Values `[batch, heads_kv, keys, dim_v]`.
     pub v: &'a Tensor,
+    /// One more logit per query head in the softmax's denominator, `[heads]`, f32.
+    pub sinks: Option<&'a Tensor>,
+}
+
+impl<'a> Inputs<'a> {
+    /// Inputs without sinks.
+    pub fn new(q: &'a Tensor, k: &'a Tensor, v: &'a Tensor) -> Self {
+        Inputs { q, k, v, sinks: None }
+    }
+
+    /// The same with sinks.
+    pub fn with_sinks(self, sinks: &'a Tensor) -> Self {
+        Inputs { sinks: Some(sinks), ..self }
+    }
+}
+
+/// Optional results of a forward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Want {
+    /// Largest logit of each row and its key.
+    pub row_max: bool,
+    /// Sums of the probabilities over the queries.
+    pub column_sums: bool,
+}
+
+impl Want {
+    /// Nothing but output and lse.
+    pub fn nothing() -> Self {
+        Want::default()
+    }
+
+    /// Also [`Output::row_max`] and [`Output::argmax`].
+    pub fn with_row_max(self) -> Self {
+        Want { row_max: true, ..self }
+    }
+
+    /// Also [`Output::column_sums`].
+    pub fn with_column_sums(self) -> Self {
+        Want { column_sums: true, ..self }
+    }
 }
 
 /// What attention computes.
@@ -68,45 +115,94 @@ pub struct Inputs<'a> {
 pub struct Output {
     /// `[batch, heads, queries, dim_v]`; 0 for a query that sees no key.
     pub out: Tensor,
-    /// Natural logarithm of the sum of exponentials of the logits, `[batch, heads, queries]`;
-    /// -inf for a query that sees no key.
+    /// Natural logarithm of the sum of exponentials of the logits, sinks included, `[batch, heads,
+    /// queries]`, f32; -inf for an empty sum.
     pub lse: Tensor,
+    /// Largest logit of each row, sinks not included, `[batch, heads, queries]`, f32; -inf for a
+    /// query that sees no key.
+    pub row_max: Option<Tensor>,
+    /// Key of the largest logit, the lowest where several are equal, `[batch, heads, queries]`, u32;
+    /// `u32::MAX` for a query that sees no key.
+    pub argmax: Option<Tensor>,
+    /// Sum over the queries of the probabilities of each key, `[batch, heads, keys]`, f32.
+    pub column_sums: Option<Tensor>,
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    heads: u32,
-    group: u32,
-    queries: u32,
-    keys: u32,
-    dim_qk: u32,
-    dim_v: u32,
-    q: [u32; 4],
-    k: [u32; 4],
-    v: [u32; 4],
-    out: [u32; 4],
-    lse_start: u32,
-    lse_batch: u32,
-    first_tile: u32,
-    tiles: u32,
-    total: u32,
-    scale: f32,
-    left: i32,
-    right: i32,
-    write_lse: u32,
-    empty_lse: u32,
+/// What the backward pass needs of the forward pass. Holds handles, not copies.
+#[derive(Debug, Clone)]
+pub struct Saved {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sinks: Option<Tensor>,
+    out: Tensor,
+    lse: Tensor,
+}
+
+impl Saved {
+    /// From the inputs of a forward pass and its results.
+    pub fn new(inputs: Inputs<'_>, out: &Tensor, lse: &Tensor) -> Self {
+        Saved {
+            q: inputs.q.clone(),
+            k: inputs.k.clone(),
+            v: inputs.v.clone(),
+            sinks: inputs.sinks.cloned(),
+            out: out.clone(),
+            lse: lse.clone(),
+        }
+    }
+
+    fn inputs(&self) -> Inputs<'_> {
+        Inputs { q: &self.q, k: &self.k, v: &self.v, sinks: self.sinks.as_ref() }
+    }
+}
+
+/// Cotangents of the results.
+#[derive(Debug, Clone, Copy)]
+pub struct Cotangents<'a> {
+    /// Of the output, `[batch, heads, queries, dim_v]`, of the inputs' type.
+    pub out: &'a Tensor,
+    /// Of the log-sum-exp, `[batch, heads, queries]`, f32; none means 0.
+    pub lse: Option<&'a Tensor>,
+}
+
+/// Gradients, of the inputs' type; views whose last dimension is contiguous.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Grads {
+    /// By the queries, `[batch, heads, queries, dim_qk]`.
+    pub dq: Tensor,
+    /// By the keys, `[batch, heads_kv, keys, dim_qk]`.
+    pub dk: Tensor,
+    /// By the values, `[batch, heads_kv, keys, dim_v]`.
+    pub dv: Tensor,
+    /// By the sinks, `[heads]`, f32, where there are any.
+    pub d_sinks: Option<Tensor>,
 }
 
 impl Attention {
     /// Attention by `config` on `gpu`.
     ///
     /// # Errors
-    /// [`attn_core::Error::Config`] if the configuration is not usable. What depends on lengths is
-    /// checked by each call.
+    /// [`attn_core::Error::Config`] if the configuration is not usable, [`crate::Error::Kernel`]
+    /// pointing into a modifier's body that does not compile. What depends on lengths is checked by
+    /// each call.
     pub fn new(gpu: &Gpu, config: Config) -> Result<Attention> {
         config.validate()?;
-        Ok(Attention { gpu: gpu.clone(), config, table: Arc::default() })
+        let mut words = Vec::new();
+        if let Some(own) = &config.modifier {
+            let sizes = own.params().iter().map(|(_, param)| match param {
+                ModifierParam::Table(values) => values.len(),
+                ModifierParam::Scalar(_) => 1,
+            });
+            if sizes.sum::<usize>() > 1 << 24 {
+                let expected = "parameters of at most 2^24 numbers";
+                return Err(attn_core::Error::config("modifier", expected, own.name()).into());
+            }
+            modifier::validate(own)?;
+            words = modifier::words(own);
+        }
+        Ok(Attention { gpu: gpu.clone(), config, modifier: words, tables: Arc::default() })
     }
 
     /// The configuration.
@@ -117,22 +213,41 @@ impl Attention {
     /// Records attention into fresh tensors.
     ///
     /// # Errors
-    /// [`attn_core::Error`] for shapes, types and masks that do not fit; [`Error::Limit`] where
-    /// one row tile, or all keys of one head, exceed a binding; [`Error::OutOfMemory`].
+    /// [`attn_core::Error`] for shapes, types and masks that do not fit; [`crate::Error::Limit`]
+    /// where one row tile, or all keys of one head, exceed a binding;
+    /// [`crate::Error::OutOfMemory`].
     pub fn forward(&self, inputs: Inputs<'_>) -> Result<Output> {
+        self.forward_with(inputs, Want::nothing())
+    }
+
+    /// [`Attention::forward`] with optional results.
+    ///
+    /// # Errors
+    /// As [`Attention::forward`].
+    pub fn forward_with(&self, inputs: Inputs<'_>, want: Want) -> Result<Output> {
         let shape = self.check(inputs)?;
-        let rows = [shape.batch, shape.heads, shape.queries];
-        let lse = Tensor::uninit(&self.gpu, &rows, DType::F32)?;
-        let out = Tensor::uninit(&self.gpu, &[rows[0], rows[1], rows[2], shape.dim_v], DType::F32)?;
-        self.run(inputs, shape, &out, Some(&lse))?;
-        Ok(Output { out, lse })
+        let [batch, heads, queries] = shape.lse();
+        let kinds = if want.row_max { 3 } else { 1 };
+        let stats = Tensor::uninit(&self.gpu, &[kinds, batch, heads, queries], DType::F32)?;
+        let out = Tensor::uninit(&self.gpu, &shape.out(), inputs.q.dtype())?;
+        self.run(inputs, shape, &out, &stats)?;
+        let kind = |i: usize| stats.narrow(0, i, 1)?.reshape(&shape.lse());
+        let lse = kind(0)?;
+        let column_sums =
+            if want.column_sums { Some(self.column_sums(inputs, &lse)?) } else { None };
+        let (row_max, argmax) = match want.row_max {
+            true => (Some(kind(1)?), Some(kind(2)?.reinterpret(DType::U32))),
+            false => (None, None),
+        };
+        Ok(Output { out, lse, row_max, argmax, column_sums })
     }
 
     /// Records attention into a caller's tensors: `out` with any strides that do not overlap,
     /// `lse`, where wanted, contiguous.
     ///
     /// # Errors
-    /// As [`Attention::forward`], and [`attn_core::Error::Shape`] for outputs of another shape.
+    /// As [`Attention::forward`], and [`attn_core::Error::Shape`] for outputs of another shape, or
+    /// of a half type and a layout whose rows share words of memory.
     pub fn forward_into(
         &self,
         inputs: Inputs<'_>,
@@ -140,217 +255,75 @@ impl Attention {
         lse: Option<&Tensor>,
     ) -> Result<()> {
         let shape = self.check(inputs)?;
-        let rows = [shape.batch, shape.heads, shape.queries];
-        check_output("out", out, &[rows[0], rows[1], rows[2], shape.dim_v])?;
-        if let Some(lse) = lse {
-            check_output("lse", lse, &rows)?;
-            if !lse.is_contiguous() {
-                let expected = format!("{rows:?}, contiguous");
-                return Err(attn_core::Error::shape("lse", expected, lse.shape()).into());
+        call::check_output("out", out, &shape.out(), inputs.q.dtype())?;
+        let [batch, heads, queries] = shape.lse();
+        let kinds = [1, batch, heads, queries];
+        let stats = match lse {
+            Some(lse) => {
+                call::check_output("lse", lse, &shape.lse(), DType::F32)?;
+                lse.reshape(&kinds)?
             }
-        }
-        self.run(inputs, shape, out, lse)
+            None => Tensor::uninit(&self.gpu, &kinds, DType::F32)?,
+        };
+        self.run(inputs, shape, out, &stats)
     }
 
-    fn check(&self, Inputs { q, k, v }: Inputs<'_>) -> Result<AttentionShape> {
-        for (arg, tensor) in [("q", q), ("k", k), ("v", v)] {
-            check_f32(arg, tensor)?;
-            if !tensor.gpu().is_same(&self.gpu) {
-                let (expected, got) = (self.gpu.adapter().name.as_str(), "a tensor of another Gpu");
-                return Err(attn_core::Error::config(arg, expected, got).into());
-            }
-        }
-        let shape = AttentionShape::from_shapes(q.shape(), k.shape(), v.shape())?;
-        self.config.mask.validate(shape.lengths())?;
-        for (arg, tensor, dim) in [("q", q, shape.dim_qk), ("v", v, shape.dim_v)] {
-            if dim == 0 || dim > MAX_DIM {
-                let expected = format!("a last extent of 1 to {MAX_DIM}");
-                return Err(attn_core::Error::shape(arg, expected, tensor.shape()).into());
-            }
-        }
-        for (what, length) in [("queries", shape.queries), ("keys", shape.keys)] {
-            if length > MAX_TOKENS {
-                let (needed, available) = (length as u64, MAX_TOKENS as u64);
-                let limit = "tokens in a sequence";
-                return Err(Error::Limit { what: what.into(), limit, needed, available });
-            }
-        }
-        Ok(shape)
+    /// [`Attention::forward`], and what [`Attention::backward`] needs of it.
+    ///
+    /// # Errors
+    /// As [`Attention::forward`].
+    pub fn forward_saved(&self, inputs: Inputs<'_>) -> Result<(Output, Saved)> {
+        let output = self.forward(inputs)?;
+        let saved = Saved::new(inputs, &output.out, &output.lse);
+        Ok((output, saved))
+    }
+
+    /// Whether a call with this many queries splits its keys over workgroups (calls that want
+    /// [`Want::row_max`] never do).
+    pub fn splits_keys(&self, queries: usize) -> bool {
+        queries <= variant::FEW_QUERIES
     }
 
     fn run(
         &self,
         inputs: Inputs<'_>,
-        shape: AttentionShape,
+        shape: attn_core::AttentionShape,
         out: &Tensor,
-        lse: Option<&Tensor>,
+        stats: &Tensor,
     ) -> Result<()> {
         if shape.batch * shape.heads * shape.queries == 0 {
             return Ok(());
         }
         if shape.keys == 0 {
-            let zero = Tensor::full(&self.gpu, &[1; 4], 0f32)?;
-            ops::copy(&zero.expand(out.shape())?, out)?;
-            return lse.map_or(Ok(()), |lse| ops::fill(lse, &f32::NEG_INFINITY.to_ne_bytes()));
+            return self.run_without_keys(inputs, out, stats);
         }
-        if !is_vec4(out) {
+        if !call::is_vec4(out) {
             let mut padded = out.shape().to_vec();
             padded[3] = padded[3].next_multiple_of(4);
-            let padded = Tensor::uninit(&self.gpu, &padded, DType::F32)?;
-            self.run(inputs, shape, &padded, lse)?;
+            let padded = Tensor::uninit(&self.gpu, &padded, out.dtype())?;
+            self.run(inputs, shape, &padded, stats)?;
             return ops::copy(&padded.narrow(3, 0, shape.dim_v)?, out);
         }
-        let variant =
-            Variant::choose(shape.dim_qk, shape.dim_v, shape.queries, self.gpu.capabilities());
-        let kernel = self.gpu.kernel(&FORWARD, variant.constants())?;
-        // A kernel binds something even where nothing is wanted.
-        let unused = Tensor::uninit(&self.gpu, &[1], DType::F32)?;
-        let views = Views {
-            q: vec4(inputs.q, false)?,
-            k: vec4(inputs.k, true)?,
-            v: vec4(inputs.v, true)?,
-            out: out.clone(),
-            lse: lse.cloned(),
-            tile: variant.tile(),
-            group: shape.group(),
-        };
-        let (table, left, right) = match self.config.mask.as_window() {
-            Some((left, right)) => {
-                let cut = |reach: usize| reach.min(MAX_TOKENS) as i32;
-                (Tensor::uninit(&self.gpu, &[1], DType::U32)?, cut(left), cut(right))
-            }
-            None => {
-                let table = self.table(shape.lengths(), variant.tile())?;
-                (table.words, -1, table.first_row as i32)
-            }
-        };
-        let params = Params {
-            queries: shape.queries as u32,
-            keys: shape.keys as u32,
-            dim_qk: (views.q.shape()[3] / 4) as u32,
-            dim_v: (views.v.shape()[3] / 4) as u32,
-            scale: (self.config.scale_for(shape.dim_qk) * std::f64::consts::LOG2_E) as f32,
-            left,
-            right,
-            write_lse: u32::from(lse.is_some()),
-            empty_lse: f32::NEG_INFINITY.to_bits(),
-            ..bytemuck::Zeroable::zeroed()
-        };
-        let reach = match self.config.mask.as_window() {
-            Some((left, right)) => left.saturating_add(right).saturating_add(1).min(shape.keys),
-            None => shape.keys,
-        };
-        let work_per_row = 2.0 * (shape.dim_qk + shape.dim_v) as f64 * reach as f64;
-        for job in Job::split(&views, work_per_row, &self.gpu)? {
-            self.dispatch(&kernel, &views, &job, params, &table, &unused, work_per_row)?;
+        let call = self.prepare(inputs, shape)?;
+        if self.splits_keys(shape.queries) && stats.shape()[0] == 1 {
+            self.run_decode(&call, out, stats)
+        } else {
+            self.run_forward(&call, out, stats)
         }
-        Ok(())
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn dispatch(
-        &self,
-        kernel: &Kernel,
-        views: &Views,
-        job: &Job,
-        params: Params,
-        table: &Tensor,
-        unused: &Tensor,
-        work_per_row: f64,
-    ) -> Result<()> {
-        let windows = job.windows(views)?;
-        let first_query = job.queries(views).start;
-        // Rows are numbered from query 0, which may lie in front of the window.
-        let place = |tensor: &Tensor, start: usize, first: usize| {
-            let stride =
-                |d: usize| if tensor.shape()[d] > 1 { tensor.strides()[d] as u32 / 4 } else { 0 };
-            // A window of a single token still is that token, whatever its number.
-            let token = tensor.strides()[2] as u32 / 4;
-            let start = (start as u32 / 4).wrapping_sub(first as u32 * token);
-            [start, stride(0), stride(1), token]
-        };
-        let (q, q_start) = windows.q.binding();
-        let (k, k_start) = windows.k.binding();
-        let (v, v_start) = windows.v.binding();
-        let (out, out_start) = windows.out.binding();
-        let (lse, lse_start) = windows.lse.as_ref().unwrap_or(unused).binding();
-        let heads = job.heads.len();
-        let total = job.batch.len() * heads * job.tiles.len();
-        let params = Params {
-            heads: heads as u32,
-            group: views.group.min(heads) as u32,
-            q: place(&windows.q, q_start, first_query),
-            k: place(&windows.k, k_start, 0),
-            v: place(&windows.v, v_start, 0),
-            out: place(&windows.out, out_start, first_query),
-            lse_start: (lse_start as u32).wrapping_sub(first_query as u32),
-            lse_batch: windows.lse.as_ref().map_or(0, |lse| lse.strides()[0] as u32),
-            first_tile: job.tiles.start as u32,
-            tiles: job.tiles.len() as u32,
-            total: total as u32,
-            ..params
-        };
-        let work = work_per_row * (job.batch.len() * heads * job.queries(views).len()) as f64;
-        kernel.dispatch(
-            &self.gpu,
-            &Call {
-                bindings: &[q, k, v, out, lse, table.binding().0],
-                params: bytemuck::bytes_of(&params),
-                groups: total as u64,
-                work,
-            },
-        )
-    }
-
-    fn table(&self, lengths: Lengths, tile: usize) -> Result<Table> {
-        let mut cached = lock(&self.table);
-        if let Some(table) = cached.as_ref().filter(|t| t.lengths == lengths && t.tile == tile) {
-            return Ok(table.clone());
+    /// Output 0; lse and the other statistics of an empty sum, to which sinks are added.
+    fn run_without_keys(&self, inputs: Inputs<'_>, out: &Tensor, stats: &Tensor) -> Result<()> {
+        let zero = Tensor::zeros(&self.gpu, &[1; 4], out.dtype())?;
+        ops::copy(&zero.expand(out.shape())?, out)?;
+        ops::fill(stats, &f32::NEG_INFINITY.to_ne_bytes())?;
+        if stats.shape()[0] == 3 {
+            let argmax = stats.narrow(0, 2, 1)?.reinterpret(DType::U32);
+            ops::fill(&argmax, &u32::MAX.to_ne_bytes())?;
         }
-        let (words, first_row) = row_table(&self.config.mask, lengths, tile);
-        let words = Tensor::from_slice(&self.gpu, &words, &[words.len()])?;
-        let table = Table { lengths, tile, words, first_row };
-        *cached = Some(table.clone());
-        Ok(table)
+        let Some(sinks) = inputs.sinks else { return Ok(()) };
+        let sinks = sinks.contiguous()?.reshape(&[1, 1, sinks.len(), 1])?;
+        let lse = stats.narrow(0, 0, 1)?;
+        ops::copy(&sinks.expand(lse.shape())?, &lse)
     }
-}
-
-fn check_f32(arg: &'static str, tensor: &Tensor) -> Result<()> {
-    if tensor.dtype() == DType::F32 {
-        return Ok(());
-    }
-    let (expected, got) = (DType::F32.name().into(), tensor.dtype().name().into());
-    Err(attn_core::Error::Dtype { arg, expected, got }.into())
-}
-
-fn check_output(arg: &'static str, tensor: &Tensor, shape: &[usize]) -> Result<()> {
-    check_f32(arg, tensor)?;
-    let repeats = tensor.shape().iter().zip(tensor.strides()).any(|(&n, &s)| n > 1 && s == 0);
-    if tensor.shape() != shape || repeats {
-        let expected = format!("{shape:?} without repeated elements");
-        return Err(attn_core::Error::shape(arg, expected, tensor.shape()).into());
-    }
-    Ok(())
-}
-
-/// Whether kernels can address the tensor in vec4s.
-fn is_vec4(tensor: &Tensor) -> bool {
-    let (shape, strides) = (tensor.shape(), tensor.strides());
-    let rows = (0..3).all(|d| shape[d] == 1 || strides[d].is_multiple_of(4));
-    rows && strides[3] == 1 && shape[3].is_multiple_of(4) && tensor.buffer().1.is_multiple_of(4)
-}
-
-/// The tensor itself, or a packed copy with the last dimension filled up with zeros. With
-/// `whole_heads`, heads that interleave are packed too, if one of them would exceed a binding.
-fn vec4(tensor: &Tensor, whole_heads: bool) -> Result<Tensor> {
-    let limit = tensor.gpu().capabilities().max_binding_bytes;
-    let head = || (tensor.shape()[2] as u64).saturating_mul(tensor.strides()[2] as u64 * 4);
-    if is_vec4(tensor) && !(whole_heads && head() > limit && !tensor.is_contiguous()) {
-        return Ok(tensor.clone());
-    }
-    let mut shape = tensor.shape().to_vec();
-    shape[3] = shape[3].next_multiple_of(4);
-    let packed = Tensor::uninit(tensor.gpu(), &shape, tensor.dtype())?;
-    ops::copy(tensor, &packed)?;
-    Ok(packed)
 }

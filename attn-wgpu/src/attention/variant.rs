@@ -29,7 +29,7 @@ pub struct Variant {
     pub subgroups: bool,
 }
 
-/// Measured settings of one kind of device.
+/// Measured settings of one kernel on one kind of device.
 struct Setting {
     /// Elements of the head dimension that one lane should hold.
     dim_per_lane: u32,
@@ -39,71 +39,135 @@ struct Setting {
     workgroup: u32,
 }
 
-/// Software drivers: memory accesses cost many FMAs whatever their pattern, so rows are many; a
-/// workgroup of few lanes wastes least on the diagonal.
-const CPU: Setting =
-    Setting { dim_per_lane: 16, max_lanes: 8, max_rows: 16, keys: 1, workgroup: 16 };
-/// GPUs: registers per lane are few, lanes are many.
-const GPU: Setting =
-    Setting { dim_per_lane: 8, max_lanes: 32, max_rows: 4, keys: 4, workgroup: 128 };
-/// Without subgroups a step has two barriers, so it takes more keys.
-const CPU_BASE: Setting =
-    Setting { dim_per_lane: 16, max_lanes: 16, max_rows: 4, keys: 4, workgroup: 16 };
-const GPU_BASE: Setting =
-    Setting { dim_per_lane: 16, max_lanes: 16, max_rows: 4, keys: 4, workgroup: 64 };
+/// Kinds of kernels that differ in what they keep in registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kernel {
+    Forward,
+    Decode,
+    Backward,
+}
+
+impl Setting {
+    /// Software drivers: memory accesses cost many FMAs whatever their pattern, so rows are many; a
+    /// workgroup of few lanes wastes least on the diagonal, and one of a single subgroup keeps its
+    /// registers across barriers.
+    ///
+    /// GPUs: registers per lane are few, lanes are many.
+    ///
+    /// Without subgroups a step has two barriers, so forward kernels take more keys at once.
+    fn of(kernel: Kernel, cpu: bool, subgroups: bool) -> Setting {
+        let set = |dim_per_lane, max_lanes, max_rows, keys, workgroup| Setting {
+            dim_per_lane,
+            max_lanes,
+            max_rows,
+            keys,
+            workgroup,
+        };
+        match (kernel, cpu, subgroups) {
+            (Kernel::Forward, true, true) => set(16, 8, 16, 1, 16),
+            (Kernel::Forward, true, false) => set(16, 16, 4, 4, 16),
+            (Kernel::Forward, false, true) => set(8, 32, 4, 4, 128),
+            (Kernel::Forward, false, false) => set(16, 16, 4, 4, 64),
+            (Kernel::Decode, true, true) => set(16, 8, 8, 1, 8),
+            (Kernel::Decode, true, false) => set(16, 16, 8, 2, 16),
+            (Kernel::Decode, false, true) => set(8, 32, 8, 2, 64),
+            (Kernel::Decode, false, false) => set(16, 16, 8, 2, 64),
+            (Kernel::Backward, true, true) => set(16, 8, 10, 1, 16),
+            (Kernel::Backward, true, false) => set(16, 16, 4, 1, 16),
+            (Kernel::Backward, false, true) => set(8, 32, 4, 1, 128),
+            (Kernel::Backward, false, false) => set(16, 16, 4, 1, 64),
+        }
+    }
+}
 
 /// Straight-line vec4 accesses of a kernel at most: drivers that compile with LLVM need time that
 /// grows with the square of them.
 const MAX_ACCESSES: u32 = 145;
+const MAX_ACCESSES_BACKWARD: u32 = 160;
 
-/// Up to this many queries a variant with few rows runs.
-const FEW_QUERIES: usize = 8;
+/// Numbers of rows that decode kernels are compiled for; others run in the next larger one.
+const DECODE_ROWS: [u32; 6] = [1, 2, 3, 4, 6, 8];
+
+/// Keys are split over workgroups up to this many queries.
+pub(super) const FEW_QUERIES: usize = 8;
 
 impl Variant {
-    /// The variant for a problem on a device. Never depends on batch, heads, or lengths other than
-    /// the number of queries.
+    /// The variant of the forward kernel. Never depends on batch, heads, or lengths.
     ///
     /// Dimensions must be 1 to [`MAX_DIM`]; others are treated as the nearest.
-    pub fn choose(
-        dim_qk: usize,
-        dim_v: usize,
-        queries: usize,
-        capabilities: &Capabilities,
-    ) -> Variant {
-        let (dim_qk, dim_v) = (bucket(dim_qk), bucket(dim_v));
-        let cpu = capabilities.kind == DeviceKind::Cpu;
-        let (setting, most_lanes) = match (capabilities.subgroups, cpu) {
-            (Some(subgroups), true) => (CPU, subgroups.min),
-            (Some(subgroups), false) => (GPU, subgroups.min),
-            (None, true) => (CPU_BASE, u32::MAX),
-            (None, false) => (GPU_BASE, u32::MAX),
-        };
-        let dim = dim_qk.max(dim_v);
-        let most_lanes = setting.max_lanes.min(most_lanes).min(capabilities.max_workgroup_threads);
-        let lanes = floor_power_of_two((dim / setting.dim_per_lane).clamp(1, most_lanes.max(1)));
-        let chunks = (dim_qk / 4).div_ceil(lanes) + (dim_v / 4).div_ceil(lanes);
-        let mut rows = (MAX_ACCESSES / chunks).saturating_sub(1).clamp(1, setting.max_rows);
-        if queries <= FEW_QUERIES {
-            rows = rows.min(4);
-        }
-        let workgroup = setting.workgroup.min(capabilities.max_workgroup_threads).max(lanes);
-        let workgroup = workgroup / lanes * lanes;
-        let subgroups = capabilities.subgroups.is_some();
-        Variant { dim_qk, dim_v, lanes, rows, keys: setting.keys, workgroup, subgroups }
+    pub fn forward(dim_qk: usize, dim_v: usize, capabilities: &Capabilities) -> Variant {
+        Variant::new(Kernel::Forward, dim_qk, dim_v, capabilities)
     }
 
-    /// Query rows of one workgroup.
+    /// The variant of the backward kernels, by the same rule.
+    pub fn backward(dim_qk: usize, dim_v: usize, capabilities: &Capabilities) -> Variant {
+        Variant::new(Kernel::Backward, dim_qk, dim_v, capabilities)
+    }
+
+    /// The variant of the decode kernel for `rows` rows (queries times heads) at once, or as many
+    /// as it can take.
+    pub fn decode(
+        dim_qk: usize,
+        dim_v: usize,
+        rows: usize,
+        capabilities: &Capabilities,
+    ) -> Variant {
+        let mut variant = Variant::new(Kernel::Decode, dim_qk, dim_v, capabilities);
+        // The workgroup's results are merged through workgroup memory.
+        while 4
+            * variant.workgroup
+            * (2 * variant.rows + variant.dim_v.next_multiple_of(4 * variant.lanes))
+            / variant.lanes
+            + variant.exchange_bytes()
+            > capabilities.max_workgroup_bytes.min(16 << 10)
+            && variant.workgroup > variant.lanes
+        {
+            variant.workgroup /= 2;
+        }
+        let wanted = u32::try_from(rows).unwrap_or(u32::MAX).min(variant.rows);
+        let compiled = DECODE_ROWS.into_iter().find(|&rows| rows >= wanted);
+        variant.rows = compiled.unwrap_or(variant.rows).min(variant.rows);
+        variant
+    }
+
+    fn new(kernel: Kernel, dim_qk: usize, dim_v: usize, capabilities: &Capabilities) -> Variant {
+        let (dim_qk, dim_v) = (bucket(dim_qk), bucket(dim_v));
+        let subgroups = capabilities.subgroups.is_some();
+        let cpu = capabilities.kind == DeviceKind::Cpu;
+        let setting = Setting::of(kernel, cpu, subgroups);
+        let most_lanes = setting
+            .max_lanes
+            .min(capabilities.subgroups.map_or(u32::MAX, |subgroups| subgroups.min))
+            .min(capabilities.max_workgroup_threads)
+            .max(1);
+        let dim = dim_qk.max(dim_v);
+        let lanes = floor_power_of_two((dim / setting.dim_per_lane).clamp(1, most_lanes));
+        let chunks = (dim_qk / 4).div_ceil(lanes) + (dim_v / 4).div_ceil(lanes);
+        let most_rows = match kernel {
+            Kernel::Backward => MAX_ACCESSES_BACKWARD / (2 * chunks),
+            Kernel::Forward | Kernel::Decode => (MAX_ACCESSES / chunks).saturating_sub(1),
+        };
+        let workgroup = setting.workgroup.min(capabilities.max_workgroup_threads).max(lanes);
+        Variant {
+            dim_qk,
+            dim_v,
+            lanes,
+            rows: most_rows.clamp(1, setting.max_rows),
+            keys: setting.keys,
+            workgroup: workgroup / lanes * lanes,
+            subgroups,
+        }
+    }
+
+    /// Rows of one workgroup: queries, or keys in kernels that visit queries.
     pub fn tile(&self) -> usize {
         (self.workgroup / self.lanes * self.rows) as usize
     }
 
-    /// Bytes of workgroup memory.
-    pub fn workgroup_bytes(&self) -> u32 {
-        if self.subgroups || self.lanes == 1 {
-            16
-        } else {
-            4 * self.workgroup * self.rows * self.keys
-        }
+    /// Bytes of workgroup memory that lanes exchange values through, in forward and decode kernels;
+    /// backward kernels exchange two values a row.
+    pub fn exchange_bytes(&self) -> u32 {
+        if self.subgroups { 0 } else { 4 * self.workgroup * self.rows * self.keys.max(2) }
     }
 
     pub(super) fn constants(&self) -> Constants {
@@ -183,18 +247,21 @@ mod tests {
         for capabilities in devices() {
             for dim in 1..=MAX_DIM {
                 for (dim_qk, dim_v) in [(dim, dim), (dim, 1), (3, dim)] {
-                    for queries in [1, 8, 9, 4096] {
-                        let variant = Variant::choose(dim_qk, dim_v, queries, &capabilities);
-                        let case =
-                            format!("{dim_qk} {dim_v} {queries} {variant:?} {capabilities:?}");
+                    let forward = Variant::forward(dim_qk, dim_v, &capabilities);
+                    let backward = Variant::backward(dim_qk, dim_v, &capabilities);
+                    let decodes = [1, 5, 16, 900]
+                        .map(|rows| Variant::decode(dim_qk, dim_v, rows, &capabilities));
+                    for variant in decodes.into_iter().chain([forward, backward]) {
+                        let case = format!("{dim_qk} {dim_v} {variant:?} {capabilities:?}");
                         assert!(
                             variant.dim_qk as usize >= dim_qk && variant.dim_v as usize >= dim_v,
                             "{case}"
                         );
+                        assert!(variant.rows >= 1, "{case}");
                         assert!(variant.lanes.is_power_of_two(), "{case}");
                         assert_eq!(variant.workgroup % variant.lanes, 0, "{case}");
                         assert!(variant.workgroup <= capabilities.max_workgroup_threads, "{case}");
-                        assert!(variant.workgroup_bytes() <= 16 << 10, "{case}");
+                        assert!(variant.exchange_bytes() <= 16 << 10, "{case}");
                         assert_eq!(variant.subgroups, capabilities.subgroups.is_some(), "{case}");
                         if let Some(subgroups) = capabilities.subgroups {
                             assert!(variant.lanes <= subgroups.min, "{case}");
@@ -202,7 +269,14 @@ mod tests {
                         let chunks = (variant.dim_qk / 4).div_ceil(variant.lanes)
                             + (variant.dim_v / 4).div_ceil(variant.lanes);
                         let accesses = (variant.rows + 1) * chunks;
-                        assert!(variant.rows == 1 || accesses <= MAX_ACCESSES, "{case}");
+                        assert!(variant.rows == 1 || accesses <= MAX_ACCESSES_BACKWARD, "{case}");
+                    }
+                    for variant in decodes {
+                        let groups = variant.workgroup / variant.lanes;
+                        let width = variant.dim_v.next_multiple_of(4 * variant.lanes);
+                        let bytes =
+                            4 * groups * (2 * variant.rows + width) + variant.exchange_bytes();
+                        assert!(bytes <= 16 << 10, "{bytes} {variant:?} {capabilities:?}");
                     }
                 }
             }
@@ -212,7 +286,7 @@ mod tests {
     // tracel-ai/cubecl#887: a reported subgroup size of 0 means that it is not known.
     #[test]
     fn unknown_subgroup_sizes_take_the_base_variant() {
-        let variant = Variant::choose(64, 64, 100, &Capabilities::webgpu());
+        let variant = Variant::forward(64, 64, &Capabilities::webgpu());
         assert!(!variant.subgroups);
     }
 }

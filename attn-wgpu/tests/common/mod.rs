@@ -4,10 +4,12 @@
 use std::sync::OnceLock;
 
 use attn_core::dense::{self, Config};
-use attn_core::testing::{Budget, HostInputs, Values, simple_f32};
+use attn_core::ndarray::Array;
+use attn_core::testing::{Budget, HostInputs, Values, fill, simple_f32, simple_f32_backward};
 use attn_core::{AttentionShape, Mask};
-use attn_wgpu::attention::{Attention, Inputs};
-use attn_wgpu::{Error, Gpu, GpuBuilder, Result, Tensor};
+use attn_wgpu::attention::{Attention, Cotangents, Inputs};
+use attn_wgpu::{DType, Error, Gpu, GpuBuilder, Result, Tensor};
+use half::{bf16, f16};
 
 /// The device that most tests share, from many threads. `None`, with a printed notice, where there
 /// is no adapter at all.
@@ -42,20 +44,143 @@ pub struct Uploaded {
     pub q: Tensor,
     pub k: Tensor,
     pub v: Tensor,
+    pub sinks: Option<Tensor>,
 }
 
 impl Uploaded {
     pub fn new(gpu: &Gpu, inputs: &HostInputs) -> Result<Uploaded> {
+        Uploaded::as_type(gpu, inputs, DType::F32)
+    }
+
+    /// Rounded to a storage type.
+    pub fn as_type(gpu: &Gpu, inputs: &HostInputs, dtype: DType) -> Result<Uploaded> {
         let shape = &inputs.shape;
+        let sinks = inputs.sinks.as_ref();
         Ok(Uploaded {
-            q: Tensor::from_slice(gpu, &inputs.q, &shape.q())?,
-            k: Tensor::from_slice(gpu, &inputs.k, &shape.k())?,
-            v: Tensor::from_slice(gpu, &inputs.v, &shape.v())?,
+            q: upload(gpu, &inputs.q, &shape.q(), dtype)?,
+            k: upload(gpu, &inputs.k, &shape.k(), dtype)?,
+            v: upload(gpu, &inputs.v, &shape.v(), dtype)?,
+            sinks: sinks.map(|s| Tensor::from_slice(gpu, s, &[s.len()])).transpose()?,
         })
     }
 
     pub fn view(&self) -> Inputs<'_> {
-        Inputs { q: &self.q, k: &self.k, v: &self.v }
+        Inputs { q: &self.q, k: &self.k, v: &self.v, sinks: self.sinks.as_ref() }
+    }
+}
+
+pub fn upload(gpu: &Gpu, data: &[f32], shape: &[usize], dtype: DType) -> Result<Tensor> {
+    match dtype {
+        DType::F16 => {
+            let half: Vec<f16> = data.iter().map(|&x| f16::from_f32(x)).collect();
+            Tensor::from_slice(gpu, &half, shape)
+        }
+        DType::BF16 => {
+            let half: Vec<bf16> = data.iter().map(|&x| bf16::from_f32(x)).collect();
+            Tensor::from_slice(gpu, &half, shape)
+        }
+        _ => Tensor::from_slice(gpu, data, shape),
+    }
+}
+
+pub fn download(tensor: &Tensor) -> Result<Vec<f32>> {
+    Ok(match tensor.dtype() {
+        DType::F16 => tensor.to_vec::<f16>()?.into_iter().map(f16::to_f32).collect(),
+        DType::BF16 => tensor.to_vec::<bf16>()?.into_iter().map(bf16::to_f32).collect(),
+        _ => tensor.to_vec()?,
+    })
+}
+
+/// The inputs as a storage type holds them.
+pub fn rounded(inputs: &HostInputs, dtype: DType) -> HostInputs {
+    let round = |data: &[f32]| -> Vec<f32> {
+        let round = |&x: &f32| match dtype {
+            DType::F16 => f16::from_f32(x).to_f32(),
+            DType::BF16 => bf16::from_f32(x).to_f32(),
+            _ => x,
+        };
+        data.iter().map(round).collect()
+    };
+    let (q, k, v) = (round(&inputs.q), round(&inputs.k), round(&inputs.v));
+    HostInputs { q, k, v, ..inputs.clone() }
+}
+
+/// Gradients on the host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Grads32 {
+    pub dq: Vec<f32>,
+    pub dk: Vec<f32>,
+    pub dv: Vec<f32>,
+    pub d_sinks: Vec<f32>,
+}
+
+/// Cotangents of a case: of the output, and of the log-sum-exp.
+pub fn cotangents(shape: &AttentionShape, seed: u64) -> (Vec<f32>, Vec<f32>) {
+    let count = |shape: &[usize]| shape.iter().product();
+    (
+        fill(seed, 10, Values::Normal, count(&shape.out())),
+        fill(seed, 11, Values::Normal, count(&shape.lse())),
+    )
+}
+
+pub fn gradients(
+    gpu: &Gpu,
+    inputs: &HostInputs,
+    config: &Config,
+    d_out: &[f32],
+    d_lse: Option<&[f32]>,
+) -> Result<Grads32> {
+    let uploaded = Uploaded::new(gpu, inputs)?;
+    let attention = Attention::new(gpu, config.clone())?;
+    let (_, saved) = attention.forward_saved(uploaded.view())?;
+    let out = Tensor::from_slice(gpu, d_out, &inputs.shape.out())?;
+    let lse = d_lse.map(|d| Tensor::from_slice(gpu, d, &inputs.shape.lse())).transpose()?;
+    let grads = attention.backward(&saved, Cotangents { out: &out, lse: lse.as_ref() })?;
+    Ok(Grads32 {
+        dq: grads.dq.to_vec()?,
+        dk: grads.dk.to_vec()?,
+        dv: grads.dv.to_vec()?,
+        d_sinks: grads.d_sinks.map_or(Ok(Vec::new()), |d| d.to_vec())?,
+    })
+}
+
+/// Holds gradients to the error budget.
+pub fn judge_gradients(
+    case: &str,
+    inputs: &HostInputs,
+    config: &Config,
+    d_out: &[f32],
+    d_lse: Option<&[f32]>,
+    got: &Grads32,
+) -> Result<(), String> {
+    let text = |error: attn_core::Error| format!("{case}: {error}");
+    let arrays = inputs.to_f64().map_err(text)?;
+    let output = dense::forward(arrays.view(), config).map_err(text)?;
+    let wide = |data: &[f32]| data.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
+    let out = Array::from_shape_vec(inputs.shape.out(), wide(d_out)).map_err(|e| e.to_string())?;
+    let lse = d_lse
+        .map(|d| Array::from_shape_vec(inputs.shape.lse(), wide(d)))
+        .transpose()
+        .map_err(|e| e.to_string())?;
+    let cotangents = dense::Cotangents { out: out.view(), lse: lse.as_ref().map(|lse| lse.view()) };
+    let want = dense::backward(arrays.view(), config, &output, cotangents).map_err(text)?;
+    let simple = simple_f32_backward(inputs, config, d_out, d_lse).map_err(text)?;
+    let budget = Budget::for_output(&output);
+    let check = |name: &str, got: &[f32], simple: &[f32], want: Vec<f64>| {
+        // A budget relative to 0 admits nothing, but `d_out . v - delta` only rounds to 0.
+        if want.iter().all(|&x| x == 0.0) && got.iter().all(|x| x.abs() <= 1e-6) {
+            return Ok(());
+        }
+        budget.check(&format!("{case} {name}"), got, simple, &want).map(|_| ())
+    };
+    check("dq", &got.dq, &simple.dq, want.dq.iter().copied().collect())?;
+    check("dk", &got.dk, &simple.dk, want.dk.iter().copied().collect())?;
+    check("dv", &got.dv, &simple.dv, want.dv.iter().copied().collect())?;
+    match (want.d_sinks, &simple.d_sinks) {
+        (Some(want), Some(simple)) => {
+            check("d_sinks", &got.d_sinks, simple, want.iter().copied().collect())
+        }
+        _ => Ok(()),
     }
 }
 

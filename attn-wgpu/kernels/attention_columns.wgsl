@@ -1,0 +1,127 @@
+// Column sums of the probabilities: sum over queries of p_it, for each head and key, without
+// storing the map.
+//
+// A workgroup owns TILE = WORKGROUP / LANES * ROWS keys of one query head. Registers hold ROWS keys.
+// Workgroup memory only without subgroups. Needs five storage buffers.
+
+struct Params {
+#import "attention_fields"
+  sums_start: u32,
+}
+
+#import "attention_storage"
+
+@group(0) @binding(0) var<storage, read> q: array<Chunk>; // [B, H, M, dim_qk]
+@group(0) @binding(1) var<storage, read> k: array<Chunk>; // [B, Hkv, N, dim_qk]
+@group(0) @binding(2) var<storage, read> stats: array<f32>; // lse [B, H, M]
+@group(0) @binding(3) var<storage, read_write> column_sums: array<f32>; // [B, H, N]
+@group(0) @binding(4) var<storage, read> table: array<u32>; // see mask_table.rs
+
+const GROUPS = WORKGROUP / LANES;
+const TILE = GROUPS * ROWS;
+const SUMS = ROWS;
+
+#import "linear"
+#import "attention_logits"
+#import "attention_lanes"
+#import "attention_segments"
+
+var<private> k_rows: array<vec4<f32>, ROWS * CHUNKS_QK>;
+var<private> column: array<f32, ROWS>;
+var<private> chunk_k: array<u32, CHUNKS_QK>;
+
+fn absorb(query: u32, first_key: u32, q_start: u32, stats_start: u32, batch: u32, head: u32) {
+  let stored_lse = stats[stats_start + query];
+  let lse = select(3e38, stored_lse * LOG2_E, stored_lse > -1e29);
+  let row = row_of(query);
+  var logits: array<vec4<f32>, ROWS>;
+  #unroll
+  for (var c = 0u; c < CHUNKS_QK; c++) {
+    let chunk = unpack(q[q_start + query * params.q_token + chunk_k[c]]);
+    #unroll
+    for (var r = 0u; r < ROWS; r++) {
+      if c == 0u {
+        logits[r] = k_rows[r * CHUNKS_QK] * chunk;
+      } else {
+        logits[r] = fma(k_rows[r * CHUNKS_QK + c], chunk, logits[r]);
+      }
+    }
+  }
+  var sums: array<f32, SUMS>;
+  #unroll
+  for (var r = 0u; r < ROWS; r++) {
+    let logit = logits[r];
+    sums[r] = (logit.x + logit.y) + (logit.z + logit.w);
+  }
+  add_lanes(&sums);
+  #unroll
+  for (var r = 0u; r < ROWS; r++) {
+    let logit = logit_of(sums[r], batch, head, row, first_key + r);
+    let allowed = logit.allowed && sees(row, first_key + r);
+    column[r] += select(0.0, exp2(logit.value - lse), allowed);
+  }
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn attention_columns(
+  @builtin(workgroup_id) workgroup: vec3<u32>,
+  @builtin(num_workgroups) counts: vec3<u32>,
+#ifdef SUBGROUP
+  @builtin(subgroup_id) subgroup: u32,
+  @builtin(subgroup_size) subgroup_size: u32,
+  @builtin(subgroup_invocation_id) subgroup_lane: u32,
+#else
+  @builtin(local_invocation_index) local_index: u32,
+#endif
+) {
+  let item = linear_group(workgroup, counts);
+  if item >= params.total {
+    return;
+  }
+#ifdef SUBGROUP
+  let lane = subgroup * subgroup_size + subgroup_lane;
+#else
+  let lane = local_index;
+  lane_index = local_index;
+#endif
+  let lane_in_group = lane % LANES;
+  let tile = params.first_tile + item % params.tiles;
+  let plane = item / params.tiles;
+  let head = plane % dispatch_heads();
+  let batch = plane / dispatch_heads();
+  let head_kv = head / group_heads();
+  let first_key = tile * TILE + lane / LANES * ROWS;
+
+  #unroll
+  for (var c = 0u; c < CHUNKS_QK; c++) {
+    chunk_k[c] = min(c * LANES + lane_in_group, dim_qk() - 1u);
+  }
+  #unroll
+  for (var r = 0u; r < ROWS; r++) {
+    column[r] = 0.0;
+    let key = min(first_key + r, params.keys - 1u);
+    let k_at = params.k_start + batch * params.k_batch + head_kv * params.k_head + key * params.k_token;
+    #unroll
+    for (var c = 0u; c < CHUNKS_QK; c++) {
+      let inside = c * LANES + lane_in_group < dim_qk();
+      k_rows[r * CHUNKS_QK + c] = select(vec4<f32>(0.0), unpack(k[k_at + chunk_k[c]]) * params.scale, inside);
+    }
+  }
+
+  let q_start = params.q_start + batch * params.q_batch + head * params.q_head;
+  let stats_start = params.stats_start + plane * params.queries;
+  let numbers = segments(tile);
+  for (var number = numbers.x; number < numbers.y; number++) {
+    let visited = segment(tile, number);
+    for (var query = visited.start; query < visited.end; query++) {
+      absorb(query, first_key, q_start, stats_start, params.first_batch + batch, params.first_head + head);
+    }
+  }
+
+  #unroll
+  for (var r = 0u; r < ROWS; r++) {
+    if first_key + r < params.keys && lane_in_group == 0u {
+      column_sums[params.sums_start + plane * params.keys + first_key + r] = column[r];
+    }
+  }
+}
