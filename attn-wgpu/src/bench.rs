@@ -7,7 +7,7 @@ use attn_core::testing::{Budget, HostArrays, HostInputs, simple_f32};
 use attn_core::{AttentionShape, BitMask, Mask};
 use half::{bf16, f16};
 
-use crate::attention::{Attention, Inputs, Variant};
+use crate::attention::{Attention, Inputs};
 use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::kernel::{Call, Constants, KernelSource};
@@ -143,6 +143,7 @@ impl DenseAttention {
 
 struct PreparedDense {
     attention: Attention,
+    shape: AttentionShape,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -166,6 +167,7 @@ impl Mechanism for DenseAttention {
         let shape = inputs.shape;
         Ok(Box::new(PreparedDense {
             attention: Attention::new(gpu, config.clone())?,
+            shape,
             q: upload(gpu, self.dtype, &inputs.q, &shape.q())?,
             k: upload(gpu, self.dtype, &inputs.k, &shape.k())?,
             v: upload(gpu, self.dtype, &inputs.v, &shape.v())?,
@@ -225,16 +227,8 @@ impl Prepared for PreparedDense {
     }
 
     fn variant(&self) -> String {
-        let [_, heads, queries, dim_qk] = [0, 1, 2, 3].map(|d| self.q.shape()[d]);
-        let (heads_kv, dim_v) = (self.k.shape()[1], self.v.shape()[3]);
-        let capabilities = self.q.gpu().capabilities();
-        let decode = self.attention.splits_keys(queries);
-        if decode {
-            let rows = queries * heads.checked_div(heads_kv).unwrap_or(1);
-            format!("decode: {}", Variant::decode(dim_qk, dim_v, rows, capabilities))
-        } else {
-            format!("forward: {}", Variant::forward(dim_qk, dim_v, capabilities))
-        }
+        let (name, variant) = self.attention.variant(&self.shape);
+        format!("{name}: {variant}")
     }
 }
 

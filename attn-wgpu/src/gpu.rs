@@ -514,12 +514,15 @@ impl Gpu {
         // Someone has to drive the device's callbacks while the caller does other things.
         let (gpu, submission) = (self.clone(), readback.submission.clone());
         let signal = Arc::clone(&readback.signal);
-        std::thread::spawn(move || {
+        let drive = move || {
             let Inner { device, health, options, .. } = &*gpu.inner;
             if let Err(error) = guard::wait(device, health, submission, options.timeout) {
                 signal.set(Err(error));
             }
-        });
+        };
+        let thread = std::thread::Builder::new().name("attn-read".into()).spawn(drive);
+        thread
+            .map_err(|error| Error::Kernel { kernel: "read".into(), reason: error.to_string() })?;
         Mapped(&readback.signal).await?;
         readback.finish(self)
     }

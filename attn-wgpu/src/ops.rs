@@ -106,7 +106,9 @@ pub fn copy(source: &Tensor, target: &Tensor) -> Result<()> {
         let (expected, got) = (source.dtype().name().into(), target.dtype().name().into());
         return Err(attn_core::Error::Dtype { arg: "target", expected, got }.into());
     }
-    if target.dtype().bytes() == 2 && !(target.is_contiguous() && target.buffer().1 % 2 == 0) {
+    if target.dtype().bytes() == 2
+        && !(target.is_contiguous() && target.buffer().1.is_multiple_of(2))
+    {
         let expected = "a contiguous tensor from an even element on, as halves share words";
         return Err(attn_core::Error::shape("target", expected, target.shape()).into());
     }

@@ -1,4 +1,4 @@
-//! Vectors from files: the masked attention of the Long-Context Attention Benchmark, and heads of a
+//! Vectors from files: the masked attention and gradients of the Long-Context Attention Benchmark, and heads of a
 //! real model. `ATTN_GOLDEN_DIR` adds a folder of more.
 
 mod common;
@@ -9,12 +9,13 @@ use attn_core::dense::Config;
 use attn_core::ndarray::Axis;
 use attn_core::testing::golden::{self, GoldenFile};
 use attn_core::testing::{HostInputs, compare};
-use attn_core::{AttentionShape, Mask};
-use common::{Result32, attend, gpu, judge};
+use attn_core::{AttentionShape, BitMask, Mask};
+use common::{Result32, attend, gpu, gradients, judge};
 
-/// longca-bench: "Tolerance f32: out 1e-5, lse 1e-5".
+/// longca-bench: "Tolerance f32: out 1e-5, lse 1e-5, gradients 5e-5".
 const OUT: f64 = 1e-5;
 const LSE: f64 = 1e-5;
+const GRAD: f64 = 5e-5;
 /// The files of SmolLM2: "attention 1e-4".
 const REAL_HEAD: f64 = 1e-4;
 
@@ -55,7 +56,8 @@ fn longca_bench() {
     run("longca-bench", |file| {
         // Files of block masks hold q, k and v too, but are for plans.
         if !file.has(&["q", "k", "v", "out", "lse"]) || file.contains("block_mask") {
-            return false;
+            // Masks alone have a test of their own.
+            return file.contains("areas");
         }
         let inputs = inputs(file);
         let scale = file.number("scale").unwrap();
@@ -65,8 +67,57 @@ fn longca_bench() {
         let want_lse: Vec<f64> = file.lse("lse").unwrap().iter().copied().collect();
         let (out, lse) = (compare(&got.out, &want), compare(&got.lse, &want_lse));
         assert!(out.max_abs <= OUT && lse.max_abs <= LSE, "{}: {out:?} {lse:?}", file.name);
+        if file.has(&["dout", "dq", "dk", "dv"]) {
+            let got = gradients(&gpu, &inputs, &config, &vector(file, "dout"), None).unwrap();
+            for (name, got) in [("dq", &got.dq), ("dk", &got.dk), ("dv", &got.dv)] {
+                let want: Vec<f64> = file.f64(name).unwrap().iter().copied().collect();
+                let errors = compare(got, &want);
+                assert!(errors.max_abs <= GRAD, "{} {name}: {errors:?}", file.name);
+            }
+        }
         true
     });
+}
+
+/// The masks themselves, as explicit bits: with equal logits, every allowed key has the same weight.
+#[test]
+fn masks_of_longca_bench() {
+    let Some(gpu) = gpu() else { return };
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/longca-bench");
+    for file in golden::files(&folder, "longca-bench").unwrap() {
+        let Some(order) = file.config()["order"].as_array().filter(|_| file.contains("areas"))
+        else {
+            continue;
+        };
+        println!("{}", file.path().display());
+        let n = file.number("N").unwrap() as usize;
+        for name in order.iter().map(|name| name.as_str().unwrap()) {
+            let mask = golden::mask_from_config(name, file.config()).unwrap();
+            let allowed = file.u8(&format!("mask_{name}")).unwrap();
+            let bits = BitMask::from_fn(n, n, |query, key| allowed[[query, key]] != 0);
+            // Values are unit vectors, so that the output is the row of weights.
+            let shape = common::shape([1, 1, 1, n, n, 4, n]);
+            let unit = |i: usize| f32::from(u8::from(i.is_multiple_of(n + 1)));
+            let inputs = HostInputs {
+                shape,
+                q: vec![0.0; n * 4],
+                k: vec![0.0; n * 4],
+                v: (0..n * n).map(unit).collect(),
+                sinks: None,
+            };
+            for mask in [mask, Mask::Bits(bits.clone())] {
+                let got = attend(&gpu, &inputs, &Config::new().with_mask(mask)).unwrap().out;
+                for query in 0..n {
+                    let weight = 1.0 / bits.count(query).max(1) as f32;
+                    for key in 0..n {
+                        let want = if bits.get(query, key) { weight } else { 0.0 };
+                        let error = (got[query * n + key] - want).abs();
+                        assert!(error <= 1e-6, "{name} {query} {key}");
+                    }
+                }
+            }
+        }
+    }
 }
 
 #[test]

@@ -146,6 +146,27 @@ impl Attention {
         })
     }
 
+    /// [`Attention::backward`] into a caller's tensors, by a copy on the device. `d_sinks` is written
+    /// where there are sinks.
+    ///
+    /// # Errors
+    /// As [`Attention::backward`], and [`attn_core::Error`] for targets of another shape or type.
+    pub fn backward_into(
+        &self,
+        saved: &Saved,
+        cotangents: Cotangents<'_>,
+        targets: &Grads,
+    ) -> Result<()> {
+        let grads = self.backward(saved, cotangents)?;
+        ops::copy(&grads.dq, &targets.dq)?;
+        ops::copy(&grads.dk, &targets.dk)?;
+        ops::copy(&grads.dv, &targets.dv)?;
+        match (&grads.d_sinks, &targets.d_sinks) {
+            (Some(d_sinks), Some(target)) => ops::copy(d_sinks, target),
+            _ => Ok(()),
+        }
+    }
+
     /// lse and delta of every row, `[2, batch, heads, queries]`.
     fn delta(
         &self,

@@ -42,6 +42,19 @@ impl Attention {
         Ok(sums)
     }
 
+    /// [`Attention::column_sums`] into a caller's tensor, by a copy on the device.
+    ///
+    /// # Errors
+    /// As [`Attention::column_sums`], and [`attn_core::Error`] for a target of another shape or type.
+    pub fn column_sums_into(
+        &self,
+        inputs: Inputs<'_>,
+        lse: &Tensor,
+        target: &Tensor,
+    ) -> Result<()> {
+        crate::ops::copy(&self.column_sums(inputs, lse)?, target)
+    }
+
     fn run_columns(&self, call: &Call, lse: &Tensor, sums: &Tensor) -> Result<()> {
         let shape = &call.shape;
         let variant = Variant::backward(shape.dim_qk, shape.dim_v, self.gpu.capabilities());

@@ -1,12 +1,15 @@
 //! Forward with few queries: keys are split over workgroups, and the parts merged.
 
+use attn_core::AttentionShape;
+
 use super::Attention;
 use super::call::Call;
 use super::forward::SNIPPETS;
 use super::jobs::{Grid, Job, bytes};
 use super::mask_table::Side;
 use super::params::Common;
-use super::variant::Variant;
+use super::variant::{FEW_QUERIES, Variant};
+use crate::capabilities::Capabilities;
 use crate::error::Result;
 use crate::kernel::{Call as Dispatch, KernelSource};
 use crate::tensor::{DType, Tensor};
@@ -34,17 +37,33 @@ fn chunk(keys: usize) -> usize {
     keys.div_ceil(MAX_PARTS).next_multiple_of(64).max(MIN_CHUNK)
 }
 
+/// The variant for a call with few queries, and how many heads of a group one workgroup takes.
+/// `None` where there are too many queries, or more than registers have room for.
+pub(super) fn plan(
+    shape: &AttentionShape,
+    capabilities: &Capabilities,
+) -> Option<(Variant, usize)> {
+    let most = Variant::decode(shape.dim_qk, shape.dim_v, usize::MAX, capabilities).rows as usize;
+    if shape.queries == 0 || shape.queries > FEW_QUERIES.min(most) {
+        return None;
+    }
+    // Heads that do not fit one workgroup are shared out evenly.
+    let group = shape.group();
+    let heads_per_item = group.div_ceil(group.div_ceil(most / shape.queries));
+    let rows = heads_per_item * shape.queries;
+    Some((Variant::decode(shape.dim_qk, shape.dim_v, rows, capabilities), heads_per_item))
+}
+
 impl Attention {
     /// `out` can be addressed in vec4s; `stats` is `[1, batch, heads, queries]`.
-    pub(super) fn run_decode(&self, call: &Call, out: &Tensor, stats: &Tensor) -> Result<()> {
+    pub(super) fn run_decode(
+        &self,
+        call: &Call,
+        (variant, heads_per_item): (Variant, usize),
+        out: &Tensor,
+        stats: &Tensor,
+    ) -> Result<()> {
         let shape = &call.shape;
-        let rows = shape.queries * shape.group();
-        let variant = Variant::decode(shape.dim_qk, shape.dim_v, rows, self.gpu.capabilities());
-        let heads_per_item = (variant.rows as usize / shape.queries).clamp(1, shape.group());
-        if shape.queries > variant.rows as usize {
-            // So few rows fit only where head dims are the largest and lanes few.
-            return self.run_forward(call, out, stats);
-        }
         let kernel = self.gpu.kernel(&DECODE, self.form(call.dtype()).constants(&variant))?;
         let table = self.table(shape.lengths(), shape.queries, Side::Queries)?;
         let chunk = chunk(shape.keys);

@@ -77,6 +77,16 @@ pub fn merge(parts: &[(&Tensor, &Tensor)]) -> Result<Output> {
     Ok(Output { out, lse, row_max: None, argmax: None, column_sums: None })
 }
 
+/// [`merge`] into a caller's tensors, by a copy on the device.
+///
+/// # Errors
+/// As [`merge`], and [`attn_core::Error`] for targets of another shape or type.
+pub fn merge_into(parts: &[(&Tensor, &Tensor)], out: &Tensor, lse: &Tensor) -> Result<()> {
+    let merged = merge(parts)?;
+    ops::copy(&merged.out, out)?;
+    ops::copy(&merged.lse, lse)
+}
+
 /// Merges `[parts, rows, dim_v]` of f32 or of the output's type into a window of the output that
 /// can be addressed in vec4s. Sinks come with the number of the window's first head.
 pub(super) fn run(

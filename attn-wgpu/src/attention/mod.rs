@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use attn_core::dense::Config;
 use attn_core::{Lengths, ModifierParam};
 
-pub use self::merge::merge;
+pub use self::merge::{merge, merge_into};
 pub use self::variant::{MAX_DIM, Variant};
 
 use self::mask_table::Side;
@@ -166,9 +166,9 @@ pub struct Cotangents<'a> {
     pub lse: Option<&'a Tensor>,
 }
 
-/// Gradients, of the inputs' type; views whose last dimension is contiguous.
+/// Gradients, of the inputs' type; those that a call returns are views whose last dimension is
+/// contiguous.
 #[derive(Debug, Clone)]
-#[non_exhaustive]
 pub struct Grads {
     /// By the queries, `[batch, heads, queries, dim_qk]`.
     pub dq: Tensor,
@@ -278,10 +278,15 @@ impl Attention {
         Ok((output, saved))
     }
 
-    /// Whether a call with this many queries splits its keys over workgroups (calls that want
-    /// [`Want::row_max`] never do).
-    pub fn splits_keys(&self, queries: usize) -> bool {
-        queries <= variant::FEW_QUERIES
+    /// What runs for a call of these extents: `forward`, or `decode`, which splits the keys of few
+    /// queries over workgroups, and the variant of that kernel. Calls that want
+    /// [`Want::row_max`] always take `forward`.
+    pub fn variant(&self, shape: &attn_core::AttentionShape) -> (&'static str, Variant) {
+        let capabilities = self.gpu.capabilities();
+        match decode::plan(shape, capabilities) {
+            Some((variant, _)) => ("decode", variant),
+            None => ("forward", Variant::forward(shape.dim_qk, shape.dim_v, capabilities)),
+        }
     }
 
     fn run(
@@ -305,10 +310,9 @@ impl Attention {
             return ops::copy(&padded.narrow(3, 0, shape.dim_v)?, out);
         }
         let call = self.prepare(inputs, shape)?;
-        if self.splits_keys(shape.queries) && stats.shape()[0] == 1 {
-            self.run_decode(&call, out, stats)
-        } else {
-            self.run_forward(&call, out, stats)
+        match decode::plan(&shape, self.gpu.capabilities()) {
+            Some(plan) if stats.shape()[0] == 1 => self.run_decode(&call, plan, out, stats),
+            _ => self.run_forward(&call, out, stats),
         }
     }
 
