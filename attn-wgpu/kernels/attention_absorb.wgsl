@@ -1,4 +1,5 @@
 // One step of online softmax in base 2: ROWS query rows of a group of lanes absorb KEYS keys.
+// Registers hold the rows of q and out, and their statistics; no workgroup memory of its own.
 
 var<private> q_rows: array<vec4<f32>, ROWS * CHUNKS_QK>;
 var<private> out_rows: array<vec4<f32>, ROWS * CHUNKS_V>;
@@ -12,19 +13,7 @@ var<private> row_head: array<u32, ROWS>;
 #ifdef STATS
 var<private> row_argmax: array<u32, ROWS>;
 #endif
-// Where this lane's vec4s lie inside a key and a value.
-var<private> chunk_k: array<u32, CHUNKS_QK>;
-var<private> chunk_v: array<u32, CHUNKS_V>;
-
-fn start_rows(lane_in_group: u32) {
-  #unroll
-  for (var c = 0u; c < CHUNKS_QK; c++) {
-    chunk_k[c] = min(c * LANES + lane_in_group, dim_qk() - 1u);
-  }
-  #unroll
-  for (var c = 0u; c < CHUNKS_V; c++) {
-    chunk_v[c] = min(c * LANES + lane_in_group, dim_v() - 1u);
-  }
+fn start_rows() {
   #unroll
   for (var r = 0u; r < ROWS; r++) {
     #unroll

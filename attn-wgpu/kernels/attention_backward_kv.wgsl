@@ -22,21 +22,15 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> grads: array<Chunk>; // [B, Hkv, N * dim_qk of dk then N * dim_v of dv]
 @group(0) @binding(6) var<storage, read> table: array<u32>; // see mask_table.rs
 
-const GROUPS = WORKGROUP / LANES;
 const TILE = GROUPS * ROWS;
-const SUMS = ROWS * 2u;
 
 #import "linear"
 #import "attention_logits"
-#import "attention_lanes"
+#import "attention_pairs"
 #import "attention_segments"
 
-var<private> k_rows: array<vec4<f32>, ROWS * CHUNKS_QK>;
-var<private> v_rows: array<vec4<f32>, ROWS * CHUNKS_V>;
 var<private> dk_rows: array<vec4<f32>, ROWS * CHUNKS_QK>;
 var<private> dv_rows: array<vec4<f32>, ROWS * CHUNKS_V>;
-var<private> chunk_k: array<u32, CHUNKS_QK>;
-var<private> chunk_v: array<u32, CHUNKS_V>;
 
 // Absorbs one query. With `tested`, keys that it does not see read neither it nor its cotangent.
 fn absorb(
@@ -51,44 +45,15 @@ fn absorb(
   let delta = stats[stats_start + stats_stride + query];
   let row = row_of(query);
 
-  var q_chunks: array<vec4<f32>, CHUNKS_QK>;
-  var logits: array<vec4<f32>, ROWS>;
   #unroll
   for (var c = 0u; c < CHUNKS_QK; c++) {
-    q_chunks[c] = unpack(q[q_at + chunk_k[c]]);
-    #unroll
-    for (var r = 0u; r < ROWS; r++) {
-      if c == 0u {
-        logits[r] = k_rows[r * CHUNKS_QK] * q_chunks[c];
-      } else {
-        logits[r] = fma(k_rows[r * CHUNKS_QK + c], q_chunks[c], logits[r]);
-      }
-    }
+    other_qk[c] = unpack(q[q_at + chunk_k[c]]);
   }
-  var d_out_chunks: array<vec4<f32>, CHUNKS_V>;
-  var weights: array<vec4<f32>, ROWS>;
   #unroll
   for (var c = 0u; c < CHUNKS_V; c++) {
-    d_out_chunks[c] = unpack(d_out[d_out_at + chunk_v[c]]);
-    #unroll
-    for (var r = 0u; r < ROWS; r++) {
-      if c == 0u {
-        weights[r] = v_rows[r * CHUNKS_V] * d_out_chunks[c];
-      } else {
-        weights[r] = fma(v_rows[r * CHUNKS_V + c], d_out_chunks[c], weights[r]);
-      }
-    }
+    other_v[c] = unpack(d_out[d_out_at + chunk_v[c]]);
   }
-  var sums: array<f32, SUMS>;
-  #unroll
-  for (var r = 0u; r < ROWS; r++) {
-    let logit = logits[r];
-    let weight = weights[r];
-    sums[r] = (logit.x + logit.y) + (logit.z + logit.w);
-    sums[ROWS + r] = (weight.x + weight.y) + (weight.z + weight.w);
-  }
-  add_lanes(&sums);
-
+  let sums = pair_sums();
   #unroll
   for (var r = 0u; r < ROWS; r++) {
     let logit = logit_of(sums[r], batch, head, row, first_key + r);
@@ -105,7 +70,7 @@ fn absorb(
     }
     #unroll
     for (var c = 0u; c < CHUNKS_QK; c++) {
-      var seen = q_chunks[c];
+      var seen = other_qk[c];
       if tested {
         seen = select(vec4<f32>(0.0), seen, allowed);
       }
@@ -113,7 +78,7 @@ fn absorb(
     }
     #unroll
     for (var c = 0u; c < CHUNKS_V; c++) {
-      var seen = d_out_chunks[c];
+      var seen = other_v[c];
       if tested {
         seen = select(vec4<f32>(0.0), seen, allowed);
       }
@@ -124,27 +89,9 @@ fn absorb(
 
 @compute @workgroup_size(WORKGROUP)
 fn attention_backward_kv(
-  @builtin(workgroup_id) workgroup: vec3<u32>,
-  @builtin(num_workgroups) counts: vec3<u32>,
-#ifdef SUBGROUP
-  @builtin(subgroup_id) subgroup: u32,
-  @builtin(subgroup_size) subgroup_size: u32,
-  @builtin(subgroup_invocation_id) subgroup_lane: u32,
-#else
-  @builtin(local_invocation_index) local_index: u32,
-#endif
+#import "attention_arguments"
 ) {
-  let item = linear_group(workgroup, counts);
-  if item >= params.total {
-    return;
-  }
-#ifdef SUBGROUP
-  let lane = subgroup * subgroup_size + subgroup_lane;
-#else
-  let lane = local_index;
-  lane_index = local_index;
-#endif
-  let lane_in_group = lane % LANES;
+#import "attention_item"
   // First tiles first: under a causal mask they are visited by the most queries.
   let tile = params.first_tile + item % params.tiles;
   let plane = item / params.tiles;
@@ -155,14 +102,6 @@ fn attention_backward_kv(
   let first_key = tile * TILE + lane / LANES * ROWS;
   let stats_stride = arrayLength(&stats) / 2u;
 
-  #unroll
-  for (var c = 0u; c < CHUNKS_QK; c++) {
-    chunk_k[c] = min(c * LANES + lane_in_group, dim_qk() - 1u);
-  }
-  #unroll
-  for (var c = 0u; c < CHUNKS_V; c++) {
-    chunk_v[c] = min(c * LANES + lane_in_group, dim_v() - 1u);
-  }
   // Keys beyond the last repeat it and are not stored. Lanes beyond a dimension multiply by zero.
   #unroll
   for (var r = 0u; r < ROWS; r++) {
@@ -171,14 +110,12 @@ fn attention_backward_kv(
     let v_at = params.v_start + batch * params.v_batch + head_kv * params.v_head + key * params.v_token;
     #unroll
     for (var c = 0u; c < CHUNKS_QK; c++) {
-      let inside = c * LANES + lane_in_group < dim_qk();
-      k_rows[r * CHUNKS_QK + c] = select(vec4<f32>(0.0), unpack(k[k_at + chunk_k[c]]) * params.scale, inside);
+      own_qk[r * CHUNKS_QK + c] = select(vec4<f32>(0.0), unpack(k[k_at + chunk_k[c]]) * params.scale, inside_k[c]);
       dk_rows[r * CHUNKS_QK + c] = vec4<f32>(0.0);
     }
     #unroll
     for (var c = 0u; c < CHUNKS_V; c++) {
-      let inside = c * LANES + lane_in_group < dim_v();
-      v_rows[r * CHUNKS_V + c] = select(vec4<f32>(0.0), unpack(v[v_at + chunk_v[c]]), inside);
+      own_v[r * CHUNKS_V + c] = select(vec4<f32>(0.0), unpack(v[v_at + chunk_v[c]]), inside_v[c]);
       dv_rows[r * CHUNKS_V + c] = vec4<f32>(0.0);
     }
   }
@@ -214,14 +151,14 @@ fn attention_backward_kv(
     if key < params.keys {
       #unroll
       for (var c = 0u; c < CHUNKS_QK; c++) {
-        if c * LANES + lane_in_group < dim_qk() {
+        if inside_k[c] {
           grads[dk_start + key * dim_qk() + chunk_k[c]] =
             pack(dk_rows[r * CHUNKS_QK + c] * params.grad_scale);
         }
       }
       #unroll
       for (var c = 0u; c < CHUNKS_V; c++) {
-        if c * LANES + lane_in_group < dim_v() {
+        if inside_v[c] {
           grads[dv_start + key * dim_v() + chunk_v[c]] = pack(dv_rows[r * CHUNKS_V + c]);
         }
       }

@@ -22,66 +22,31 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> grads: array<Chunk>; // dq [B, H, M, dim_qk]
 @group(0) @binding(6) var<storage, read> table: array<u32>; // see mask_table.rs
 
-const GROUPS = WORKGROUP / LANES;
 const TILE = GROUPS * ROWS;
-// Products with keys and with values are added over the lanes together.
-const SUMS = ROWS * 2u;
 
 #import "linear"
 #import "attention_logits"
-#import "attention_lanes"
+#import "attention_pairs"
 #import "attention_segments"
 
-var<private> q_rows: array<vec4<f32>, ROWS * CHUNKS_QK>;
-var<private> d_out_rows: array<vec4<f32>, ROWS * CHUNKS_V>;
 var<private> dq_rows: array<vec4<f32>, ROWS * CHUNKS_QK>;
 // Base 2; the largest number where the row is empty, so that every weight is 0.
 var<private> row_lse: array<f32, ROWS>;
 var<private> row_delta: array<f32, ROWS>;
 var<private> rows: array<Row, ROWS>;
-var<private> chunk_k: array<u32, CHUNKS_QK>;
-var<private> chunk_v: array<u32, CHUNKS_V>;
 
 fn absorb(key: u32, tested: bool, k_start: u32, v_start: u32, batch: u32, head: u32) {
   let k_at = k_start + key * params.k_token;
   let v_at = v_start + key * params.v_token;
-  var key_chunks: array<vec4<f32>, CHUNKS_QK>;
-  var logits: array<vec4<f32>, ROWS>;
   #unroll
   for (var c = 0u; c < CHUNKS_QK; c++) {
-    key_chunks[c] = unpack(k[k_at + chunk_k[c]]);
-    #unroll
-    for (var r = 0u; r < ROWS; r++) {
-      if c == 0u {
-        logits[r] = q_rows[r * CHUNKS_QK] * key_chunks[c];
-      } else {
-        logits[r] = fma(q_rows[r * CHUNKS_QK + c], key_chunks[c], logits[r]);
-      }
-    }
+    other_qk[c] = unpack(k[k_at + chunk_k[c]]);
   }
-  var weights: array<vec4<f32>, ROWS>;
   #unroll
   for (var c = 0u; c < CHUNKS_V; c++) {
-    let value = unpack(v[v_at + chunk_v[c]]);
-    #unroll
-    for (var r = 0u; r < ROWS; r++) {
-      if c == 0u {
-        weights[r] = d_out_rows[r * CHUNKS_V] * value;
-      } else {
-        weights[r] = fma(d_out_rows[r * CHUNKS_V + c], value, weights[r]);
-      }
-    }
+    other_v[c] = unpack(v[v_at + chunk_v[c]]);
   }
-  var sums: array<f32, SUMS>;
-  #unroll
-  for (var r = 0u; r < ROWS; r++) {
-    let logit = logits[r];
-    let weight = weights[r];
-    sums[r] = (logit.x + logit.y) + (logit.z + logit.w);
-    sums[ROWS + r] = (weight.x + weight.y) + (weight.z + weight.w);
-  }
-  add_lanes(&sums);
-
+  let sums = pair_sums();
   #unroll
   for (var r = 0u; r < ROWS; r++) {
     let logit = logit_of(sums[r], batch, head, rows[r], key);
@@ -97,7 +62,7 @@ fn absorb(key: u32, tested: bool, k_start: u32, v_start: u32, batch: u32, head: 
     }
     #unroll
     for (var c = 0u; c < CHUNKS_QK; c++) {
-      var seen = key_chunks[c];
+      var seen = other_qk[c];
       if tested {
         seen = select(vec4<f32>(0.0), seen, allowed);
       }
@@ -108,27 +73,9 @@ fn absorb(key: u32, tested: bool, k_start: u32, v_start: u32, batch: u32, head: 
 
 @compute @workgroup_size(WORKGROUP)
 fn attention_backward_q(
-  @builtin(workgroup_id) workgroup: vec3<u32>,
-  @builtin(num_workgroups) counts: vec3<u32>,
-#ifdef SUBGROUP
-  @builtin(subgroup_id) subgroup: u32,
-  @builtin(subgroup_size) subgroup_size: u32,
-  @builtin(subgroup_invocation_id) subgroup_lane: u32,
-#else
-  @builtin(local_invocation_index) local_index: u32,
-#endif
+#import "attention_arguments"
 ) {
-  let item = linear_group(workgroup, counts);
-  if item >= params.total {
-    return;
-  }
-#ifdef SUBGROUP
-  let lane = subgroup * subgroup_size + subgroup_lane;
-#else
-  let lane = local_index;
-  lane_index = local_index;
-#endif
-  let lane_in_group = lane % LANES;
+#import "attention_item"
   let tile = params.first_tile + params.tiles - 1u - item % params.tiles;
   let plane = item / params.tiles;
   let head = plane % dispatch_heads();
@@ -137,14 +84,6 @@ fn attention_backward_q(
   let first_row = tile * TILE + lane / LANES * ROWS;
   let stats_stride = arrayLength(&stats) / 2u;
 
-  #unroll
-  for (var c = 0u; c < CHUNKS_QK; c++) {
-    chunk_k[c] = min(c * LANES + lane_in_group, dim_qk() - 1u);
-  }
-  #unroll
-  for (var c = 0u; c < CHUNKS_V; c++) {
-    chunk_v[c] = min(c * LANES + lane_in_group, dim_v() - 1u);
-  }
   #unroll
   for (var r = 0u; r < ROWS; r++) {
     let row = min(first_row + r, params.queries - 1u);
@@ -158,14 +97,12 @@ fn attention_backward_q(
       + row * params.out_token;
     #unroll
     for (var c = 0u; c < CHUNKS_QK; c++) {
-      let inside = c * LANES + lane_in_group < dim_qk();
-      q_rows[r * CHUNKS_QK + c] = select(vec4<f32>(0.0), unpack(q[q_at + chunk_k[c]]) * params.scale, inside);
+      own_qk[r * CHUNKS_QK + c] = select(vec4<f32>(0.0), unpack(q[q_at + chunk_k[c]]) * params.scale, inside_k[c]);
       dq_rows[r * CHUNKS_QK + c] = vec4<f32>(0.0);
     }
     #unroll
     for (var c = 0u; c < CHUNKS_V; c++) {
-      let inside = c * LANES + lane_in_group < dim_v();
-      d_out_rows[r * CHUNKS_V + c] = select(vec4<f32>(0.0), unpack(d_out[d_out_at + chunk_v[c]]), inside);
+      own_v[r * CHUNKS_V + c] = select(vec4<f32>(0.0), unpack(d_out[d_out_at + chunk_v[c]]), inside_v[c]);
     }
   }
 
@@ -195,7 +132,7 @@ fn attention_backward_q(
       let at = params.grad_start + (plane * params.queries + row) * dim_qk();
       #unroll
       for (var c = 0u; c < CHUNKS_QK; c++) {
-        if c * LANES + lane_in_group < dim_qk() {
+        if inside_k[c] {
           grads[at + chunk_k[c]] = pack(dq_rows[r * CHUNKS_QK + c] * params.grad_scale);
         }
       }

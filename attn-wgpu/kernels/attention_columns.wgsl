@@ -17,7 +17,6 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> column_sums: array<f32>; // [B, H, N]
 @group(0) @binding(4) var<storage, read> table: array<u32>; // see mask_table.rs
 
-const GROUPS = WORKGROUP / LANES;
 const TILE = GROUPS * ROWS;
 const SUMS = ROWS;
 
@@ -28,7 +27,6 @@ const SUMS = ROWS;
 
 var<private> k_rows: array<vec4<f32>, ROWS * CHUNKS_QK>;
 var<private> column: array<f32, ROWS>;
-var<private> chunk_k: array<u32, CHUNKS_QK>;
 
 fn absorb(query: u32, first_key: u32, q_start: u32, stats_start: u32, batch: u32, head: u32) {
   let stored_lse = stats[stats_start + query];
@@ -64,27 +62,9 @@ fn absorb(query: u32, first_key: u32, q_start: u32, stats_start: u32, batch: u32
 
 @compute @workgroup_size(WORKGROUP)
 fn attention_columns(
-  @builtin(workgroup_id) workgroup: vec3<u32>,
-  @builtin(num_workgroups) counts: vec3<u32>,
-#ifdef SUBGROUP
-  @builtin(subgroup_id) subgroup: u32,
-  @builtin(subgroup_size) subgroup_size: u32,
-  @builtin(subgroup_invocation_id) subgroup_lane: u32,
-#else
-  @builtin(local_invocation_index) local_index: u32,
-#endif
+#import "attention_arguments"
 ) {
-  let item = linear_group(workgroup, counts);
-  if item >= params.total {
-    return;
-  }
-#ifdef SUBGROUP
-  let lane = subgroup * subgroup_size + subgroup_lane;
-#else
-  let lane = local_index;
-  lane_index = local_index;
-#endif
-  let lane_in_group = lane % LANES;
+#import "attention_item"
   let tile = params.first_tile + item % params.tiles;
   let plane = item / params.tiles;
   let head = plane % dispatch_heads();
@@ -93,18 +73,13 @@ fn attention_columns(
   let first_key = tile * TILE + lane / LANES * ROWS;
 
   #unroll
-  for (var c = 0u; c < CHUNKS_QK; c++) {
-    chunk_k[c] = min(c * LANES + lane_in_group, dim_qk() - 1u);
-  }
-  #unroll
   for (var r = 0u; r < ROWS; r++) {
     column[r] = 0.0;
     let key = min(first_key + r, params.keys - 1u);
     let k_at = params.k_start + batch * params.k_batch + head_kv * params.k_head + key * params.k_token;
     #unroll
     for (var c = 0u; c < CHUNKS_QK; c++) {
-      let inside = c * LANES + lane_in_group < dim_qk();
-      k_rows[r * CHUNKS_QK + c] = select(vec4<f32>(0.0), unpack(k[k_at + chunk_k[c]]) * params.scale, inside);
+      k_rows[r * CHUNKS_QK + c] = select(vec4<f32>(0.0), unpack(k[k_at + chunk_k[c]]) * params.scale, inside_k[c]);
     }
   }
 

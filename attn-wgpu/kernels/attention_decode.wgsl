@@ -20,7 +20,6 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> parts_lse: array<u32>; // [splits, B, H, M]
 @group(0) @binding(5) var<storage, read> table: array<u32>; // see mask_table.rs
 
-const GROUPS = WORKGROUP / LANES;
 const SUMS = ROWS * KEYS;
 const STEP = GROUPS * KEYS;
 const WIDTH = LANES * CHUNKS_V;
@@ -36,27 +35,9 @@ var<workgroup> group_out: array<vec4<f32>, GROUPS * WIDTH>;
 
 @compute @workgroup_size(WORKGROUP)
 fn attention_decode(
-  @builtin(workgroup_id) workgroup: vec3<u32>,
-  @builtin(num_workgroups) counts: vec3<u32>,
-#ifdef SUBGROUP
-  @builtin(subgroup_id) subgroup: u32,
-  @builtin(subgroup_size) subgroup_size: u32,
-  @builtin(subgroup_invocation_id) subgroup_lane: u32,
-#else
-  @builtin(local_invocation_index) local_index: u32,
-#endif
+#import "attention_arguments"
 ) {
-  let item = linear_group(workgroup, counts);
-  if item >= params.total {
-    return;
-  }
-#ifdef SUBGROUP
-  let lane = subgroup * subgroup_size + subgroup_lane;
-#else
-  let lane = local_index;
-  lane_index = local_index;
-#endif
-  let lane_in_group = lane % LANES;
+#import "attention_item"
   let group_number = lane / LANES;
 
   // `tiles` counts chunks of keys, `first_tile` is the length of one.
@@ -76,7 +57,7 @@ fn attention_decode(
   var start = chunk_end;
   var end = chunk_start;
   var full = true;
-  start_rows(lane_in_group);
+  start_rows();
   #unroll
   for (var r = 0u; r < ROWS; r++) {
     // Rows beyond the last repeat it.
@@ -105,8 +86,7 @@ fn attention_decode(
     let at = params.q_start + batch * params.q_batch + head * params.q_head + query * params.q_token;
     #unroll
     for (var c = 0u; c < CHUNKS_QK; c++) {
-      let inside = c * LANES + lane_in_group < dim_qk();
-      q_rows[r * CHUNKS_QK + c] = select(vec4<f32>(0.0), unpack(q[at + chunk_k[c]]) * params.scale, inside);
+      q_rows[r * CHUNKS_QK + c] = select(vec4<f32>(0.0), unpack(q[at + chunk_k[c]]) * params.scale, inside_k[c]);
     }
   }
 

@@ -21,7 +21,6 @@ struct Params {
 @group(0) @binding(5) var<storage, read> table: array<u32>; // see mask_table.rs
 @group(0) @binding(6) var<storage, read> sinks: array<f32>; // [H]
 
-const GROUPS = WORKGROUP / LANES;
 const TILE = GROUPS * ROWS;
 const SUMS = ROWS * KEYS;
 
@@ -33,28 +32,9 @@ const SUMS = ROWS * KEYS;
 
 @compute @workgroup_size(WORKGROUP)
 fn attention_forward(
-  @builtin(workgroup_id) workgroup: vec3<u32>,
-  @builtin(num_workgroups) counts: vec3<u32>,
-#ifdef SUBGROUP
-  @builtin(subgroup_id) subgroup: u32,
-  @builtin(subgroup_size) subgroup_size: u32,
-  @builtin(subgroup_invocation_id) subgroup_lane: u32,
-#else
-  @builtin(local_invocation_index) local_index: u32,
-#endif
+#import "attention_arguments"
 ) {
-  let item = linear_group(workgroup, counts);
-  if item >= params.total {
-    return;
-  }
-#ifdef SUBGROUP
-  // The order that shuffles see.
-  let lane = subgroup * subgroup_size + subgroup_lane;
-#else
-  let lane = local_index;
-  lane_index = local_index;
-#endif
-  let lane_in_group = lane % LANES;
+#import "attention_item"
 
   // Last tiles first: under a causal mask they have the most keys.
   let tile = params.first_tile + params.tiles - 1u - item % params.tiles;
@@ -64,7 +44,7 @@ fn attention_forward(
   let head_kv = head / group_heads();
   let first_row = tile * TILE + lane / LANES * ROWS;
 
-  start_rows(lane_in_group);
+  start_rows();
   // Rows beyond the last repeat it. Lanes beyond the head dimension multiply by zero.
   #unroll
   for (var r = 0u; r < ROWS; r++) {
@@ -75,8 +55,7 @@ fn attention_forward(
     let at = params.q_start + batch * params.q_batch + head * params.q_head + row * params.q_token;
     #unroll
     for (var c = 0u; c < CHUNKS_QK; c++) {
-      let inside = c * LANES + lane_in_group < dim_qk();
-      q_rows[r * CHUNKS_QK + c] = select(vec4<f32>(0.0), unpack(q[at + chunk_k[c]]) * params.scale, inside);
+      q_rows[r * CHUNKS_QK + c] = select(vec4<f32>(0.0), unpack(q[at + chunk_k[c]]) * params.scale, inside_k[c]);
     }
   }
 
@@ -127,7 +106,7 @@ fn attention_forward(
         + row * params.out_token;
       #unroll
       for (var c = 0u; c < CHUNKS_V; c++) {
-        if c * LANES + lane_in_group < dim_v() {
+        if inside_v[c] {
           out[at + chunk_v[c]] = pack(out_rows[r * CHUNKS_V + c] * factor);
         }
       }

@@ -1,6 +1,31 @@
 // LANES neighbouring lanes form a group and share rows: each holds every LANES-th vec4 of a head
 // dimension, and partial products are added over the group, by shuffles (SUBGROUP) or through
 // 4 * WORKGROUP * SUMS bytes of workgroup memory.
+
+const GROUPS = WORKGROUP / LANES;
+
+// Where this lane's vec4s lie inside a key (or query) and inside a value (or output). Lanes beyond
+// the dimension repeat its last vec4, and multiply it by zero.
+var<private> chunk_k: array<u32, CHUNKS_QK>;
+var<private> chunk_v: array<u32, CHUNKS_V>;
+var<private> inside_k: array<bool, CHUNKS_QK>;
+var<private> inside_v: array<bool, CHUNKS_V>;
+
+fn place_chunks(lane_in_group: u32) {
+  #unroll
+  for (var c = 0u; c < CHUNKS_QK; c++) {
+    let chunk = c * LANES + lane_in_group;
+    chunk_k[c] = min(chunk, dim_qk() - 1u);
+    inside_k[c] = chunk < dim_qk();
+  }
+  #unroll
+  for (var c = 0u; c < CHUNKS_V; c++) {
+    let chunk = c * LANES + lane_in_group;
+    chunk_v[c] = min(chunk, dim_v() - 1u);
+    inside_v[c] = chunk < dim_v();
+  }
+}
+
 #ifdef SUBGROUP
 #else
 var<private> lane_index: u32;

@@ -106,3 +106,31 @@ impl Capabilities {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // tracel-ai/cubecl#1388: a driver reports more workgroups than a dispatch accepts.
+    #[test]
+    fn no_more_workgroups_than_dispatches_accept() {
+        let limits = wgpu::Limits {
+            max_compute_workgroups_per_dimension: u32::MAX,
+            ..wgpu::Limits::default()
+        };
+        let kind = DeviceKind::Discrete;
+        let capabilities = Capabilities::new(kind, None, wgpu::Features::empty(), &limits);
+        assert_eq!(capabilities.max_workgroups, 65_535);
+    }
+
+    /// A limit for immediates means nothing without the feature.
+    #[test]
+    fn immediates_need_the_feature() {
+        let limits = wgpu::Limits { max_immediate_size: 128, ..wgpu::Limits::default() };
+        let with = |features| {
+            Capabilities::new(DeviceKind::Other, None, features, &limits).immediate_bytes
+        };
+        assert_eq!(with(wgpu::Features::empty()), 0);
+        assert_eq!(with(wgpu::Features::IMMEDIATES), 128);
+    }
+}

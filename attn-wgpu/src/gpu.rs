@@ -144,6 +144,13 @@ impl GpuBuilder {
         self
     }
 
+    /// Makes opening any adapter whose name lacks this text an error: tests that are meant for one
+    /// device must not pass on another.
+    pub fn expect_adapter(mut self, name: impl Into<String>) -> Self {
+        self.expect = Some(name.into());
+        self
+    }
+
     /// Looks at these backends only.
     pub fn backends(mut self, backends: wgpu::Backends) -> Self {
         self.backends = backends;

@@ -18,8 +18,6 @@ pub mod attention;
 #[cfg(feature = "bench")]
 pub mod bench;
 mod capabilities;
-#[cfg(feature = "bench")]
-pub mod catalogue;
 pub mod dispatch;
 mod error;
 mod gpu;
@@ -31,6 +29,8 @@ mod profile;
 mod stream;
 mod tensor;
 
+#[cfg(feature = "bench")]
+pub use attention::catalogue;
 pub use attn_core;
 pub use attn_core::ndarray;
 pub use capabilities::{Capabilities, DeviceKind, Subgroups};

@@ -377,7 +377,7 @@ fn broadcast_inputs() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, max_shrink_iters: 60, ..ProptestConfig::default() })]
+    #![proptest_config(common::cases(64))]
 
     /// Any extents, mask and values. Dims come from a short list, since each pair is a pipeline.
     #[test]

@@ -343,7 +343,7 @@ fn peak_memory_is_linear_in_tokens() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 32, max_shrink_iters: 40, ..ProptestConfig::default() })]
+    #![proptest_config(common::cases(12))]
 
     #[test]
     fn any_configuration_equals_the_reference(

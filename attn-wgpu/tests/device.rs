@@ -53,6 +53,17 @@ fn adapters_are_chosen_by_index_or_name_and_told() {
     ));
 }
 
+// gfx-rs/wgpu#6203: tests meant for one adapter ran on another.
+#[test]
+fn an_adapter_that_was_not_expected_is_an_error() {
+    let Some(gpu) = gpu() else { return };
+    assert!(Gpu::builder().expect_adapter(gpu.adapter().name.to_lowercase()).build().is_ok());
+    let other = Gpu::builder().expect_adapter("some other device").build();
+    assert!(matches!(other, Err(Error::NoAdapter { wanted: Some(_), .. })), "{other:?}");
+    let none = Gpu::builder().backends(wgpu::Backends::empty()).expect_adapter("any").build();
+    assert!(matches!(none, Err(Error::NoAdapter { wanted: Some(_), .. })), "{none:?}");
+}
+
 // gfx-rs/wgpu#6221 and its kind: what WebGPU guarantees has to be enough; tracel-ai/burn#4530,
 // cubecl#788, #834, cubek#119: kernels need more workgroup memory or invocations than there are.
 #[test]

@@ -467,6 +467,18 @@ fn decode_of_long_keys() {
     }
 }
 
+// fla-org/flash-linear-attention#906: more than 65,536 tokens are silently wrong.
+#[test]
+fn sequences_beyond_65536_tokens() {
+    let Some(gpu) = gpu() else { return };
+    for m in [1, 20] {
+        let inputs = normal(shape([1, 1, 1, m, 70_001, 16, 16]), 21);
+        check(&gpu, &inputs, &masked(Mask::Causal));
+    }
+    let inputs = normal(shape([1, 1, 1, 70_001, 70_001, 16, 16]), 22);
+    check(&gpu, &inputs, &masked(Mask::Window { left: 5, right: 0 }));
+}
+
 /// Decode step by step is prefill, within the error budget.
 #[test]
 fn decode_equals_prefill() {
@@ -492,7 +504,7 @@ fn decode_equals_prefill() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 40, ..ProptestConfig::default() })]
+    #![proptest_config(common::cases(16))]
 
     /// Any mask with soft-cap, modifier, scale and sinks.
     #[test]

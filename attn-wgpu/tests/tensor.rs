@@ -137,7 +137,7 @@ fn fill_of_a_part() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(common::cases(64))]
 
     /// A contiguous copy of any view holds the elements of the view.
     #[test]

@@ -17,6 +17,9 @@ pub(super) const SNIPPETS: &[(&str, &str)] = &[
     ("attention_storage", include_str!("../../kernels/attention_storage.wgsl")),
     ("attention_logits", include_str!("../../kernels/attention_logits.wgsl")),
     ("attention_lanes", include_str!("../../kernels/attention_lanes.wgsl")),
+    ("attention_arguments", include_str!("../../kernels/attention_arguments.wgsl")),
+    ("attention_item", include_str!("../../kernels/attention_item.wgsl")),
+    ("attention_pairs", include_str!("../../kernels/attention_pairs.wgsl")),
     ("attention_segments", include_str!("../../kernels/attention_segments.wgsl")),
     ("attention_absorb", include_str!("../../kernels/attention_absorb.wgsl")),
 ];

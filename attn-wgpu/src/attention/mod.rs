@@ -2,6 +2,8 @@
 
 mod backward;
 mod call;
+#[cfg(feature = "bench")]
+pub mod catalogue;
 mod columns;
 mod decode;
 mod forward;

@@ -2,6 +2,7 @@
 #![allow(dead_code, missing_docs)]
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use attn_core::dense::{self, Config};
 use attn_core::ndarray::Array;
@@ -10,12 +11,24 @@ use attn_core::{AttentionShape, Mask};
 use attn_wgpu::attention::{Attention, Cotangents, Inputs};
 use attn_wgpu::{DType, Error, Gpu, GpuBuilder, Result, Tensor};
 use half::{bf16, f16};
+use proptest::test_runner::Config as ProptestConfig;
 
-/// The device that most tests share, from many threads. `None`, with a printed notice, where there
-/// is no adapter at all.
+/// A device that tests share, from many threads. `None`, with a printed notice, where there is no
+/// adapter at all.
+///
+/// There are two of them, taken in turn: a software driver compiles kernels on one thread a device.
 pub fn gpu() -> Option<Gpu> {
-    static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
-    GPU.get_or_init(|| open(Gpu::builder())).clone()
+    static GPUS: [OnceLock<Option<Gpu>>; 2] = [OnceLock::new(), OnceLock::new()];
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let next = NEXT.fetch_add(1, Ordering::Relaxed) % GPUS.len();
+    GPUS[next].get_or_init(|| open(Gpu::builder())).clone()
+}
+
+/// Random cases of a test: `default`, or what `PROPTEST_CASES` says.
+pub fn cases(default: u32) -> ProptestConfig {
+    let wanted = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
+    let cases = wanted.unwrap_or(default);
+    ProptestConfig { cases, max_shrink_iters: 40, ..ProptestConfig::default() }
 }
 
 /// A device of one's own. Skips only if nothing was asked for and nothing is there.

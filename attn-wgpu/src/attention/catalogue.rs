@@ -9,34 +9,13 @@ use std::collections::HashSet;
 
 use attn_core::{Modifier, ModifierKind};
 
-use self::params::{Form, storage};
-use self::variant::{MAX_DIM, Variant};
+use super::forward::SNIPPETS;
+use super::params::{Form, storage};
+use super::variant::{MAX_DIM, Variant};
 use crate::capabilities::{Capabilities, DeviceKind, Subgroups};
 use crate::kernel::{Constants, KernelSource};
 use crate::ops;
 use crate::tensor::DType;
-
-// The very code that picks constants and snippets, which its own module keeps to itself.
-#[path = "attention/modifier.rs"]
-#[allow(dead_code, clippy::duplicate_mod)]
-mod modifier;
-#[path = "attention/params.rs"]
-#[allow(dead_code, clippy::duplicate_mod)]
-mod params;
-#[path = "attention/variant.rs"]
-#[allow(dead_code, clippy::duplicate_mod)]
-mod variant;
-
-/// Snippets of attention kernels.
-const SNIPPETS: &[(&str, &str)] = &[
-    ("linear", include_str!("../kernels/linear.wgsl")),
-    ("attention_fields", include_str!("../kernels/attention_fields.wgsl")),
-    ("attention_storage", include_str!("../kernels/attention_storage.wgsl")),
-    ("attention_logits", include_str!("../kernels/attention_logits.wgsl")),
-    ("attention_lanes", include_str!("../kernels/attention_lanes.wgsl")),
-    ("attention_segments", include_str!("../kernels/attention_segments.wgsl")),
-    ("attention_absorb", include_str!("../kernels/attention_absorb.wgsl")),
-];
 
 /// One variant of a kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,7 +80,7 @@ macro_rules! kernel {
     ($name:literal, $imports:expr) => {
         KernelSource {
             name: $name,
-            text: include_str!(concat!("../kernels/", $name, ".wgsl")),
+            text: include_str!(concat!("../../kernels/", $name, ".wgsl")),
             imports: $imports,
         }
     };

@@ -1,0 +1,14 @@
+//! The mechanisms that benchmarks run.
+
+use attn_wgpu::bench::{DenseAttention, Mechanism};
+
+use super::dense_backward::DenseBackward;
+
+/// Every mechanism of the workspace, one line each.
+pub fn mechanisms() -> Vec<Box<dyn Mechanism>> {
+    vec![
+        Box::new(DenseAttention::F32),
+        Box::new(DenseAttention::F16),
+        Box::new(DenseBackward), //
+    ]
+}

@@ -1,0 +1,98 @@
+//! Expanded texts of a few variants, kept as files.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, bail};
+use attn_wgpu::{catalogue, expand};
+
+use super::diff::diff;
+
+/// Where the files are, from the root of the workspace.
+const FOLDER: &str = "xtask/snapshots";
+
+/// One variant a kernel: the device, the kernel, and how its variant begins and ends in the catalogue.
+const KEPT: &[(&str, &str, &str, &str)] = &[
+    ("GPU, 32 lanes", "attention_forward", "dims 64/64", ", f32, sinks, row maxima"),
+    ("GPU, WebGPU limits", "attention_decode", "dims 64/64", ", f16, bit mask"),
+    ("GPU, 32 lanes", "attention_backward_q", "dims 64/64", ", f32, soft cap, score modifier"),
+    ("GPU, 32 lanes", "attention_backward_kv", "dims 64/64", ", bf16, mask modifier"),
+    ("GPU, WebGPU limits", "attention_columns", "dims 64/64", ", f32, bit mask"),
+    ("GPU, WebGPU limits", "attention_merge", "", ", bf16, f32 parts, sinks"),
+    ("GPU, WebGPU limits", "attention_delta", "", ", f16, cotangent of the lse"),
+    ("GPU, WebGPU limits", "attention_sinks", "", ""),
+    ("GPU, WebGPU limits", "fill", "", ""),
+    ("GPU, WebGPU limits", "copy", "", ""),
+    ("GPU, WebGPU limits", "copy_half", "", ""),
+    ("GPU, WebGPU limits", "probe_copy", "", ""),
+    ("GPU, WebGPU limits", "probe_fma", "", ", 3 chains"),
+];
+
+/// Compares the files with what the loader makes now, or writes them.
+pub fn check(root: &Path, wanted: &dyn Fn(&str) -> bool, bless: bool) -> Result<Vec<String>> {
+    let folder = root.join(FOLDER);
+    let mut complaints = Vec::new();
+    let mut count = 0;
+    for (device, kernel, begin, end) in KEPT.iter().filter(|kept| wanted(kept.1)) {
+        let file = format!("{kernel}.txt");
+        let now = text(device, kernel, begin, end)?;
+        let path = folder.join(&file);
+        count += 1;
+        let before = fs::read_to_string(&path).ok().map(|text| text.replace("\r\n", "\n"));
+        if before.as_ref() == Some(&now) {
+            continue;
+        }
+        if bless {
+            fs::create_dir_all(&folder)?;
+            fs::write(&path, &now).with_context(|| format!("writing {FOLDER}/{file}"))?;
+            println!("wrote {FOLDER}/{file}");
+            continue;
+        }
+        let change = before.map_or("there is no such file".into(), |before| diff(&before, &now));
+        complaints.push(format!(
+            "{FOLDER}/{file}: the kernel's text changed (`cargo xtask check --bless` accepts it)\n{change}"
+        ));
+    }
+    println!("snapshots: {count} compared");
+    Ok(complaints)
+}
+
+fn text(device: &str, kernel: &str, begin: &str, end: &str) -> Result<String> {
+    let devices = catalogue::devices();
+    let Some((_, capabilities)) = devices.iter().find(|(name, _)| *name == device) else {
+        bail!("a snapshot is of the device {device:?}, which is not in the catalogue");
+    };
+    let entries = catalogue::entries(capabilities);
+    let found = entries.iter().find(|entry| {
+        entry.source.name == kernel
+            && entry.variant.starts_with(begin)
+            && entry.variant.ends_with(end)
+    });
+    let Some(entry) = found else {
+        bail!(
+            "a snapshot is of a variant of {kernel} that begins with {begin:?} and ends with {end:?}: there is none"
+        );
+    };
+    let text = expand(&entry.source, &entry.constants, capabilities.immediate_bytes > 0);
+    let text = text.map_err(|error| anyhow!("{kernel}: {error}"))?;
+    Ok(format!("{kernel}: {device}, {}\n\n{text}", entry.variant))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_kernel_has_one() {
+        let (_, capabilities) = &catalogue::devices()[0];
+        let entries = catalogue::entries(capabilities);
+        let kernels: BTreeSet<_> = entries.iter().map(|entry| entry.source.name).collect();
+        let kept: BTreeSet<_> = KEPT.iter().map(|kept| kept.1).collect();
+        assert_eq!(kernels, kept);
+        for (device, kernel, begin, end) in KEPT {
+            text(device, kernel, begin, end).unwrap();
+        }
+    }
+}

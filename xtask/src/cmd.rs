@@ -1,0 +1,171 @@
+//! Child processes that are printed before they run.
+
+use std::fmt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+/// A program with its arguments and the variables it gets on top of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cmd {
+    program: String,
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+    /// Folder below the one given to `run`.
+    within: String,
+}
+
+impl Cmd {
+    /// From a command line without quotes: the words are separated by spaces.
+    pub fn new(line: &str) -> Self {
+        let mut words = line.split_whitespace().map(String::from);
+        let program = words.next().unwrap_or_default();
+        Self { program, args: words.collect(), env: Vec::new(), within: String::new() }
+    }
+
+    /// From the path of a program, which may hold spaces.
+    pub fn program(path: &str) -> Self {
+        let mut cmd = Self::new("");
+        cmd.program = path.into();
+        cmd
+    }
+
+    /// Runs in this crate's folder, as cargo does with tests.
+    pub fn within(mut self, dir: &str) -> Self {
+        self.within = dir.into();
+        self
+    }
+
+    /// Appends one argument, which may hold spaces.
+    pub fn arg(mut self, arg: impl Into<String>) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    /// Appends several arguments.
+    pub fn args(mut self, args: impl IntoIterator<Item = String>) -> Self {
+        self.args.extend(args);
+        self
+    }
+
+    /// Sets a variable for this child only.
+    pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// Whether this is the program.
+    pub fn is(&self, program: &str) -> bool {
+        self.program == program
+    }
+
+    /// The same command, started by another program: `launcher words.. program args..`.
+    pub fn through(mut self, launcher: &str, words: impl IntoIterator<Item = String>) -> Self {
+        let program = std::mem::replace(&mut self.program, launcher.into());
+        let own = std::mem::take(&mut self.args);
+        self.args = words.into_iter().chain([program]).chain(own).collect();
+        self
+    }
+
+    /// The value of a variable set with [`Cmd::env`].
+    pub fn value(&self, name: &str) -> Option<&str> {
+        let of_name = |(key, _): &&(String, String)| key == name;
+        self.env.iter().find(of_name).map(|(_, value)| value.as_str())
+    }
+
+    /// Prints the command and runs it in `dir`, with nothing to read from standard input.
+    pub fn run(&self, dir: &Path) -> Result<()> {
+        println!("$ {self}");
+        let status = self
+            .process(dir)
+            .status()
+            .with_context(|| format!("`{}` could not be started", self.program))?;
+        if !status.success() {
+            bail!("`{self}` failed ({status})");
+        }
+        Ok(())
+    }
+
+    /// Runs the command silently and returns what it wrote to standard output.
+    pub fn read(&self, dir: &Path) -> Result<String> {
+        self.output(self.process(dir).stderr(Stdio::piped()))
+    }
+
+    /// Like [`Cmd::read`], but standard error is shown as it comes.
+    pub fn read_aloud(&self, dir: &Path) -> Result<String> {
+        self.output(self.process(dir).stderr(Stdio::inherit()))
+    }
+
+    fn output(&self, process: &mut Command) -> Result<String> {
+        let output =
+            process.output().with_context(|| format!("`{}` could not be started", self.program))?;
+        if !output.status.success() {
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            bail!("`{self}` failed ({})\n{stderr}", output.status);
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    fn process(&self, dir: &Path) -> Command {
+        // Under `cargo xtask`, CARGO names the very cargo that started us.
+        let program = match self.program.as_str() {
+            "cargo" => std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()),
+            "rustc" => std::env::var("RUSTC").unwrap_or_else(|_| "rustc".into()),
+            other => other.into(),
+        };
+        let mut process = Command::new(program);
+        process
+            .args(&self.args)
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
+            .current_dir(dir.join(&self.within))
+            .stdin(Stdio::null());
+        if !self.within.is_empty() {
+            // Cargo sets it for tests, and ours would be that of xtask.
+            process.env("CARGO_MANIFEST_DIR", dir.join(&self.within));
+        }
+        process
+    }
+}
+
+impl fmt::Display for Cmd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.within.is_empty() {
+            write!(f, "cd {} && ", quote(&self.within))?;
+        }
+        for (name, value) in &self.env {
+            write!(f, "{name}={} ", quote(value))?;
+        }
+        write!(f, "{}", quote(&self.program))?;
+        for arg in &self.args {
+            write!(f, " {}", quote(arg))?;
+        }
+        Ok(())
+    }
+}
+
+fn quote(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./,=:@+".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.into()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shown_as_a_shell_would_take_it() {
+        let cmd = Cmd::new("cargo doc --no-deps").env("RUSTDOCFLAGS", "-D warnings").arg("it's");
+        assert_eq!(cmd.to_string(), r"RUSTDOCFLAGS='-D warnings' cargo doc --no-deps 'it'\''s'");
+    }
+
+    #[test]
+    fn failure_names_the_command() {
+        let error = Cmd::new("cargo no-such-command").read(Path::new(".")).unwrap_err();
+        assert!(error.to_string().contains("cargo no-such-command"));
+    }
+}
