@@ -9,6 +9,8 @@ struct Params {
 #import "attention_fields"
   // Distance of the row statistics max and argmax from lse, and of each other; 0 for none.
   stats_stride: u32,
+  // SLICED: number of the slice of SLICE keys.
+  slice: u32,
 }
 
 #import "attention_storage"
@@ -16,7 +18,12 @@ struct Params {
 @group(0) @binding(0) var<storage, read> q: array<Chunk>; // [B, H, M, dim_qk]
 @group(0) @binding(1) var<storage, read> k: array<Chunk>; // [B, Hkv, N, dim_qk]
 @group(0) @binding(2) var<storage, read> v: array<Chunk>; // [B, Hkv, N, dim_v]
+#ifdef SLICED
+// A partial result, for attention_merge.
+@group(0) @binding(3) var<storage, read_write> out: array<vec4<f32>>; // [B, H, M, dim_v]
+#else
 @group(0) @binding(3) var<storage, read_write> out: array<Chunk>; // [B, H, M, dim_v]
+#endif
 @group(0) @binding(4) var<storage, read_write> stats: array<u32>; // lse, max, argmax: [B, H, M]
 @group(0) @binding(5) var<storage, read> table: array<u32>; // see mask_table.rs
 @group(0) @binding(6) var<storage, read> sinks: array<f32>; // [H]
@@ -63,7 +70,11 @@ fn attention_forward(
   let v_start = params.v_start + batch * params.v_batch + head_kv * params.v_head;
   let numbers = segments(tile);
   for (var number = numbers.x; number < numbers.y; number++) {
-    let visited = segment(tile, number);
+    var visited = segment(tile, number);
+#ifdef SLICED
+    visited.start = max(visited.start, params.slice * SLICE);
+    visited.end = max(min(visited.end, (params.slice + 1u) * SLICE), visited.start);
+#endif
     var key = visited.start;
 #ifdef MODIFIER
 #else
@@ -107,7 +118,11 @@ fn attention_forward(
       #unroll
       for (var c = 0u; c < CHUNKS_V; c++) {
         if inside_v[c] {
+#ifdef SLICED
+          out[at + chunk_v[c]] = out_rows[r * CHUNKS_V + c] * factor;
+#else
           out[at + chunk_v[c]] = pack(out_rows[r * CHUNKS_V + c] * factor);
+#endif
         }
       }
       let at_stats = params.stats_start + plane * params.queries + row;

@@ -15,6 +15,11 @@ pub enum DeviceKind {
 }
 
 impl DeviceKind {
+    /// See [`Capabilities::max_loop_steps`].
+    pub(crate) fn max_loop_steps(self) -> usize {
+        if self == DeviceKind::Cpu { 60_000 } else { usize::MAX }
+    }
+
     pub(crate) fn of(device_type: wgpu::DeviceType) -> Self {
         match device_type {
             wgpu::DeviceType::DiscreteGpu => DeviceKind::Discrete,
@@ -51,6 +56,10 @@ pub struct Capabilities {
     pub max_workgroup_threads: u32,
     /// Bytes of workgroup memory.
     pub max_workgroup_bytes: u32,
+    /// Iterations of all loops together that one invocation may do. Mesa's software driver ends
+    /// every loop after 65,535 of them, without a word, so kernels must stay below; other devices
+    /// have no such limit.
+    pub max_loop_steps: usize,
     /// Workgroups in one dimension of a dispatch.
     pub max_workgroups: u32,
     /// Bytes of one storage binding.
@@ -98,6 +107,7 @@ impl Capabilities {
                 .max_compute_invocations_per_workgroup
                 .min(limits.max_compute_workgroup_size_x),
             max_workgroup_bytes: limits.max_compute_workgroup_storage_size,
+            max_loop_steps: kind.max_loop_steps(),
             // Some drivers report more than dispatches accept.
             max_workgroups: limits.max_compute_workgroups_per_dimension.min(65_535),
             max_binding_bytes: limits.max_storage_buffer_binding_size,

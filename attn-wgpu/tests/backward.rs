@@ -287,6 +287,30 @@ fn strided_cotangents_and_inputs() {
     assert!(matches!(refused, Err(Error::Core(attn_core::Error::Shape { arg: "d_out", .. }))));
 }
 
+// fla-org/flash-linear-attention#906: more than 65,536 tokens are silently wrong. Mesa's software
+// driver ends loops after 65,535 iterations: there the call is refused with the limit.
+#[test]
+fn sequences_beyond_65536_tokens_are_right_or_refused() {
+    let Some(gpu) = gpu() else { return };
+    for (m, n) in [(9, 70_001), (70_001, 9)] {
+        let inputs = normal(shape([1, 1, 1, m, n, 16, 16]), 15);
+        if gpu.capabilities().max_loop_steps > 70_001 {
+            check(&gpu, &inputs, &masked(Mask::Full));
+            continue;
+        }
+        let (d_out, _) = cotangents(&inputs.shape, 1);
+        let refused = gradients(&gpu, &inputs, &masked(Mask::Full), &d_out, None);
+        assert!(
+            matches!(refused, Err(Error::Limit { needed: 70_001, .. })),
+            "{:?}",
+            refused.map(|_| ())
+        );
+    }
+    // What a tile visits counts, not the length.
+    let inputs = normal(shape([1, 1, 1, 70_001, 70_001, 4, 4]), 16);
+    check(&gpu, &inputs, &masked(Mask::Window { left: 5, right: 0 }));
+}
+
 #[test]
 fn into_a_callers_tensors() {
     let Some(gpu) = gpu() else { return };

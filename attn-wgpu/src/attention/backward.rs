@@ -239,6 +239,10 @@ impl Attention {
     fn run_queries(&self, call: &Call, d_out: &Tensor, stats: &Tensor, dq: &Tensor) -> Result<()> {
         let shape = &call.shape;
         let variant = Variant::backward(shape.dim_qk, shape.dim_v, self.gpu.capabilities());
+        let steps = call.steps(&self.config.mask, variant.tile(), shape.keys);
+        if steps > self.gpu.capabilities().max_loop_steps {
+            return Err(self.too_many_steps("backward", steps));
+        }
         let form = self.form(call.dtype()).constants(&variant).flag("BACKWARD", true);
         let kernel = self.gpu.kernel(&QUERIES, form)?;
         let table = self.table(shape.lengths(), variant.tile(), Side::Queries)?;
@@ -302,6 +306,10 @@ impl Attention {
         let shape = &call.shape;
         let group = shape.group();
         let variant = Variant::backward(shape.dim_qk, shape.dim_v, self.gpu.capabilities());
+        let steps = group * call.steps(&self.config.mask, variant.tile(), shape.queries);
+        if steps > self.gpu.capabilities().max_loop_steps {
+            return Err(self.too_many_steps("backward", steps));
+        }
         let form = self.form(call.dtype()).constants(&variant);
         let form = form.flag("BACKWARD", true).flag("BY_KEYS", true);
         let kernel = self.gpu.kernel(&KEYS, form)?;
@@ -373,6 +381,10 @@ impl Attention {
         let shape = &call.shape;
         let d_sinks = Tensor::uninit(&self.gpu, &[shape.heads], DType::F32)?;
         let workgroup = ops::workgroup(self.gpu.capabilities());
+        let steps = shape.batch * (shape.queries.div_ceil(workgroup as usize) + 1);
+        if steps > self.gpu.capabilities().max_loop_steps {
+            return Err(self.too_many_steps("d_sinks", steps));
+        }
         let kernel = self.gpu.kernel(&SINKS, Constants::new().int("WORKGROUP", workgroup))?;
         let params = [shape.batch as u32, shape.heads as u32, shape.queries as u32];
         let (binding, start) = sinks.binding();

@@ -57,6 +57,14 @@ impl Call {
         2.0 * (self.shape.dim_qk + self.shape.dim_v) as f64 * keys as f64
     }
 
+    /// Upper bound of the keys (or queries) that a tile of `tile` rows visits, of `length` in all.
+    pub(super) fn steps(&self, mask: &Mask, tile: usize, length: usize) -> usize {
+        match mask.as_window() {
+            Some((left, right)) => length.min(left.saturating_add(right).saturating_add(tile)),
+            None => length,
+        }
+    }
+
     /// Bytes that a job binds of the inputs, if it reads `queries` and all keys in `keys`.
     pub(super) fn windows(
         &self,

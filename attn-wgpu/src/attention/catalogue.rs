@@ -9,7 +9,7 @@ use std::collections::HashSet;
 
 use attn_core::{Modifier, ModifierKind};
 
-use super::forward::SNIPPETS;
+use super::forward::{SNIPPETS, sliced};
 use super::params::{Form, storage};
 use super::variant::{MAX_DIM, Variant};
 use crate::capabilities::{Capabilities, DeviceKind, Subgroups};
@@ -33,9 +33,14 @@ pub struct Entry {
 pub fn devices() -> Vec<(&'static str, Capabilities)> {
     use DeviceKind::{Cpu, Discrete, Integrated};
     let base = Capabilities::webgpu();
-    let plain = |kind| Capabilities { kind, ..base.clone() };
-    let with = |kind, min, max| Capabilities {
+    let plain = |kind: DeviceKind| Capabilities {
         kind,
+        max_loop_steps: kind.max_loop_steps(),
+        ..base.clone()
+    };
+    let with = |kind: DeviceKind, min, max| Capabilities {
+        kind,
+        max_loop_steps: kind.max_loop_steps(),
         subgroups: Some(Subgroups { min, max }),
         immediate_bytes: 128,
         max_workgroup_threads: 1024,
@@ -193,7 +198,6 @@ fn attention(list: &mut List, capabilities: &Capabilities) {
     let all: Vec<Toggle> = LOGITS.into_iter().chain(RESULTS).collect();
     dims(capabilities).into_iter().for_each(|dims| forward(dims, &Choice::NOTHING));
     choices(&all).iter().for_each(|choice| forward(PAIRED, choice));
-
     let mut decode = |(dim_qk, dim_v), rows, choice: &Choice| {
         let source = kernel!("attention_decode", SNIPPETS);
         add(source, Variant::decode(dim_qk, dim_v, rows, capabilities), choice, &[]);
@@ -213,6 +217,15 @@ fn attention(list: &mut List, capabilities: &Capabilities) {
     };
     dims(capabilities).into_iter().for_each(|dims| backward(dims, &Choice::NOTHING));
     choices(&LOGITS).iter().for_each(|choice| backward(PAIRED, choice));
+
+    if capabilities.max_loop_steps < usize::MAX {
+        for choice in choices(&LOGITS) {
+            let constants =
+                form(&choice).constants(&Variant::forward(PAIRED.0, PAIRED.1, capabilities));
+            let words = format!("slices of keys{}", choice.words());
+            list.add(kernel!("attention_forward", SNIPPETS), sliced(constants), words);
+        }
+    }
 }
 
 /// Kernels whose invocations are independent.

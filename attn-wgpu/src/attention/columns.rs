@@ -58,6 +58,10 @@ impl Attention {
     fn run_columns(&self, call: &Call, lse: &Tensor, sums: &Tensor) -> Result<()> {
         let shape = &call.shape;
         let variant = Variant::backward(shape.dim_qk, shape.dim_v, self.gpu.capabilities());
+        let steps = call.steps(&self.config.mask, variant.tile(), shape.queries);
+        if steps > self.gpu.capabilities().max_loop_steps {
+            return Err(self.too_many_steps("column_sums", steps));
+        }
         let kernel = self
             .gpu
             .kernel(&COLUMNS, self.form(call.dtype()).constants(&variant).flag("BY_KEYS", true))?;

@@ -67,6 +67,10 @@ impl Attention {
         let kernel = self.gpu.kernel(&DECODE, self.form(call.dtype()).constants(&variant))?;
         let table = self.table(shape.lengths(), shape.queries, Side::Queries)?;
         let chunk = chunk(shape.keys);
+        let steps = chunk / (variant.workgroup / variant.lanes * variant.keys) as usize;
+        if steps > self.gpu.capabilities().max_loop_steps {
+            return self.run_forward(call, out, stats);
+        }
         let parts = shape.keys.div_ceil(chunk);
         let (queries, keys) = (0..shape.queries, 0..shape.keys);
         let dim_v = call.v.shape()[3];
