@@ -429,11 +429,6 @@ impl Tensor {
     pub(crate) fn reinterpret(&self, dtype: DType) -> Tensor {
         Tensor { dtype, ..self.clone() }
     }
-
-    /// Whether two views are of one buffer.
-    pub fn shares_buffer(&self, other: &Tensor) -> bool {
-        self.storage.buffer == other.storage.buffer
-    }
 }
 
 impl fmt::Debug for Tensor {

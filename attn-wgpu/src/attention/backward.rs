@@ -240,19 +240,11 @@ impl Attention {
         let shape = &call.shape;
         let variant = Variant::backward(shape.dim_qk, shape.dim_v, self.gpu.capabilities());
         let steps = call.steps(&self.config.mask, variant.tile(), shape.keys);
-        if steps > self.gpu.capabilities().max_loop_steps {
-            return Err(self.too_many_steps("backward", steps));
-        }
+        self.check_steps("backward", steps)?;
         let form = self.form(call.dtype()).constants(&variant).flag("BACKWARD", true);
         let kernel = self.gpu.kernel(&QUERIES, form)?;
         let table = self.table(shape.lengths(), variant.tile(), Side::Queries)?;
-        let grid = Grid {
-            batch: shape.batch,
-            heads: shape.heads,
-            group: shape.group(),
-            tiles: shape.queries.div_ceil(variant.tile()),
-            split_groups: true,
-        };
+        let grid = Grid::new(shape, shape.queries.div_ceil(variant.tile()));
         let queries = |job: &Job| job.tokens(variant.tile(), shape.queries);
         let keys = 0..shape.keys;
         let per_row = WORK_Q * call.work_per_row(&self.config.mask);
@@ -307,20 +299,13 @@ impl Attention {
         let group = shape.group();
         let variant = Variant::backward(shape.dim_qk, shape.dim_v, self.gpu.capabilities());
         let steps = group * call.steps(&self.config.mask, variant.tile(), shape.queries);
-        if steps > self.gpu.capabilities().max_loop_steps {
-            return Err(self.too_many_steps("backward", steps));
-        }
+        self.check_steps("backward", steps)?;
         let form = self.form(call.dtype()).constants(&variant);
         let form = form.flag("BACKWARD", true).flag("BY_KEYS", true);
         let kernel = self.gpu.kernel(&KEYS, form)?;
         let table = self.table(shape.lengths(), variant.tile(), Side::Keys)?;
-        let grid = Grid {
-            batch: shape.batch,
-            heads: shape.heads,
-            group,
-            tiles: shape.keys.div_ceil(variant.tile()),
-            split_groups: false,
-        };
+        let grid =
+            Grid { split_groups: false, ..Grid::new(shape, shape.keys.div_ceil(variant.tile())) };
         let queries = 0..shape.queries;
         let keys = |job: &Job| job.tokens(variant.tile(), shape.keys);
         let planes = |job: &Job| job.batch.len() * job.heads_kv(group).len();
@@ -382,9 +367,7 @@ impl Attention {
         let d_sinks = Tensor::uninit(&self.gpu, &[shape.heads], DType::F32)?;
         let workgroup = ops::workgroup(self.gpu.capabilities());
         let steps = shape.batch * (shape.queries.div_ceil(workgroup as usize) + 1);
-        if steps > self.gpu.capabilities().max_loop_steps {
-            return Err(self.too_many_steps("d_sinks", steps));
-        }
+        self.check_steps("d_sinks", steps)?;
         let kernel = self.gpu.kernel(&SINKS, Constants::new().int("WORKGROUP", workgroup))?;
         let params = [shape.batch as u32, shape.heads as u32, shape.queries as u32];
         let (binding, start) = sinks.binding();

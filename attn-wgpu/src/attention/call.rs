@@ -229,6 +229,21 @@ impl Attention {
         Ok(table)
     }
 
+    /// Refuses loops that are too long for this device, which would end them early and give a wrong
+    /// result without a word.
+    pub(super) fn check_steps(&self, what: &str, steps: usize) -> Result<()> {
+        let most = self.gpu.capabilities().max_loop_steps;
+        if steps <= most {
+            return Ok(());
+        }
+        Err(Error::Limit {
+            what: format!("`{what}` of this many tokens"),
+            limit: "iterations of loops in one invocation",
+            needed: steps as u64,
+            available: most as u64,
+        })
+    }
+
     /// Something to bind where a kernel's binding is not used.
     pub(super) fn unused(&self) -> Result<Binding> {
         Ok(Tensor::uninit(&self.gpu, &[4], DType::F32)?.binding().0)

@@ -59,20 +59,12 @@ impl Attention {
         let shape = &call.shape;
         let variant = Variant::backward(shape.dim_qk, shape.dim_v, self.gpu.capabilities());
         let steps = call.steps(&self.config.mask, variant.tile(), shape.queries);
-        if steps > self.gpu.capabilities().max_loop_steps {
-            return Err(self.too_many_steps("column_sums", steps));
-        }
+        self.check_steps("column_sums", steps)?;
         let kernel = self
             .gpu
             .kernel(&COLUMNS, self.form(call.dtype()).constants(&variant).flag("BY_KEYS", true))?;
         let table = self.table(shape.lengths(), variant.tile(), Side::Keys)?;
-        let grid = Grid {
-            batch: shape.batch,
-            heads: shape.heads,
-            group: shape.group(),
-            tiles: shape.keys.div_ceil(variant.tile()),
-            split_groups: true,
-        };
+        let grid = Grid::new(shape, shape.keys.div_ceil(variant.tile()));
         let queries = 0..shape.queries;
         let keys = |job: &Job| job.tokens(variant.tile(), shape.keys);
         let per_key = 2.0 * (shape.dim_qk * shape.queries) as f64;

@@ -76,13 +76,7 @@ impl Attention {
         let dim_v = call.v.shape()[3];
         let part_rows = |job: &Job| parts * job.planes() * shape.queries;
 
-        let grid = Grid {
-            batch: shape.batch,
-            heads: shape.heads,
-            group: shape.group(),
-            tiles: 1,
-            split_groups: true,
-        };
+        let grid = Grid::new(shape, 1);
         let per_row = call.work_per_row(&self.config.mask);
         let work = |job: &Job| per_row * (job.planes() * shape.queries) as f64;
         let jobs = Job::split(&grid, &self.gpu, work, |job| {

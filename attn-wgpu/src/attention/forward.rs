@@ -57,7 +57,7 @@ impl Attention {
             call.steps(&self.config.mask, variant.tile(), shape.keys) / variant.keys as usize;
         if steps > self.gpu.capabilities().max_loop_steps {
             if want_stats {
-                return Err(self.too_many_steps("row_max", steps));
+                self.check_steps("row_max", steps)?;
             }
             return self.run_sliced(call, variant, out, stats);
         }
@@ -75,13 +75,7 @@ impl Attention {
         // Sinks are indexed by the call's heads: a view is bound from its first element on only.
         let sinks = if sinks.1 == 0 { sinks.0 } else { self.fresh(call.sinks.as_ref())? };
 
-        let grid = Grid {
-            batch: shape.batch,
-            heads: shape.heads,
-            group: shape.group(),
-            tiles: shape.queries.div_ceil(variant.tile()),
-            split_groups: true,
-        };
+        let grid = Grid::new(shape, shape.queries.div_ceil(variant.tile()));
         let queries = |job: &Job| job.tokens(variant.tile(), shape.queries);
         let keys = 0..shape.keys;
         let per_row = call.work_per_row(&self.config.mask);
@@ -144,13 +138,7 @@ impl Attention {
         let kernel = self.gpu.kernel(&FORWARD, constants)?;
         let table = self.table(shape.lengths(), variant.tile(), Side::Queries)?;
         let dim_v = call.v.shape()[3];
-        let grid = Grid {
-            batch: shape.batch,
-            heads: shape.heads,
-            group: shape.group(),
-            tiles: shape.queries.div_ceil(variant.tile()),
-            split_groups: true,
-        };
+        let grid = Grid::new(shape, shape.queries.div_ceil(variant.tile()));
         let queries = |job: &Job| job.tokens(variant.tile(), shape.queries);
         let keys = 0..shape.keys;
         let per_row = call.work_per_row(&self.config.mask);
@@ -210,16 +198,6 @@ impl Attention {
             super::merge::run(&part_out, &part_lse, &out, &lse, sinks)?;
         }
         Ok(())
-    }
-
-    /// A device that ends loops early would give a wrong result without a word.
-    pub(super) fn too_many_steps(&self, what: &str, steps: usize) -> crate::Error {
-        crate::Error::Limit {
-            what: format!("`{what}` of this many tokens"),
-            limit: "iterations of loops in one invocation",
-            needed: steps as u64,
-            available: self.gpu.capabilities().max_loop_steps as u64,
-        }
     }
 
     /// A copy that begins where a binding may begin.

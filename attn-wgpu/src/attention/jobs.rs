@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use attn_core::AttentionShape;
+
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::tensor::Tensor;
@@ -18,6 +20,14 @@ pub(super) struct Grid {
     pub(super) tiles: usize,
     /// Whether the query heads of one key head may go to different dispatches.
     pub(super) split_groups: bool,
+}
+
+impl Grid {
+    /// `tiles` tiles of every head, each of which may be a dispatch of its own.
+    pub(super) fn new(shape: &AttentionShape, tiles: usize) -> Self {
+        let AttentionShape { batch, heads, .. } = *shape;
+        Grid { batch, heads, group: shape.group(), tiles, split_groups: true }
+    }
 }
 
 /// The part of a call that one dispatch does. A tile is computed as a whole by one dispatch, so a
