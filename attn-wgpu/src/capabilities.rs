@@ -1,5 +1,7 @@
 //! What a device can do, as plain data: variant choice is a pure function of it.
 
+use crate::settings::Settings;
+
 /// Kind of device; kernels are tuned by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -68,6 +70,8 @@ pub struct Capabilities {
     pub max_buffer_bytes: u64,
     /// Alignment of a storage binding's offset, in bytes.
     pub offset_alignment: u64,
+    /// How kernels split their work: the shipped settings, or measured ones.
+    pub settings: Settings,
 }
 
 impl Capabilities {
@@ -113,6 +117,7 @@ impl Capabilities {
             max_binding_bytes: limits.max_storage_buffer_binding_size,
             max_buffer_bytes: limits.max_buffer_size,
             offset_alignment: u64::from(limits.min_storage_buffer_offset_alignment.max(16)),
+            settings: Settings::default(),
         }
     }
 }

@@ -3,18 +3,21 @@
 use std::fmt;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex};
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use crate::bind_groups::{BindGroups, Range};
 use crate::capabilities::{Capabilities, DeviceKind};
 use crate::error::{Error, Result};
 use crate::guard::{self, Health, guarded, lock, panic_message};
 use crate::kernel::KernelCache;
 use crate::pool::{MemoryStats, Pool, Storage};
 use crate::profile::{Profile, Timer};
+use crate::settings::{Settings, SettingsFile};
 use crate::stream::{Command, Copy, Stream, StreamStats};
 
 /// A device, its command stream, its memory and its kernels. Cloning gives another handle to the
@@ -37,6 +40,7 @@ struct Inner {
     stream: Mutex<Stream>,
     staging: Mutex<Option<wgpu::Buffer>>,
     kernels: KernelCache,
+    groups: Arc<BindGroups>,
     options: Options,
 }
 
@@ -86,12 +90,23 @@ impl fmt::Display for AdapterDescription {
     }
 }
 
+/// What [`Gpu::warm_up`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WarmUp {
+    /// Pipelines that were made.
+    pub pipelines: usize,
+    /// How long it took.
+    pub time: Duration,
+}
+
 /// Chooses adapter, features and limits of a new [`Gpu`].
 ///
 /// Defaults come from the environment: `ATTN_ADAPTER` (index or part of the name),
 /// `ATTN_DISABLE` (comma-separated: `subgroup`, `f16`, `immediates`, `timestamps`), `ATTN_LIMITS`
 /// (`webgpu` for WebGPU's default limits), `ATTN_POISON` (`1` fills new buffers with NaN),
-/// `ATTN_EXPECT_ADAPTER` (opening any adapter whose name lacks this text is an error).
+/// `ATTN_EXPECT_ADAPTER` (opening any adapter whose name lacks this text is an error), `ATTN_TUNE`
+/// (file of measured settings, see [`crate::settings`]).
 #[derive(Debug, Clone)]
 pub struct GpuBuilder {
     adapter: Option<String>,
@@ -99,6 +114,8 @@ pub struct GpuBuilder {
     disabled: Vec<String>,
     limits: LimitsChoice,
     expect: Option<String>,
+    tune: Option<PathBuf>,
+    settings: Option<Settings>,
     options: Options,
 }
 
@@ -120,6 +137,8 @@ impl Default for GpuBuilder {
             disabled: disabled.split(',').map(|name| name.trim().to_lowercase()).collect(),
             limits: if webgpu { LimitsChoice::WebGpu } else { LimitsChoice::Adapter },
             expect: text("ATTN_EXPECT_ADAPTER"),
+            tune: text("ATTN_TUNE").map(PathBuf::from),
+            settings: None,
             options: Options::from_env(),
         }
     }
@@ -201,10 +220,17 @@ impl GpuBuilder {
         self
     }
 
+    /// Uses these settings of kernels instead of the shipped ones, or of those in `ATTN_TUNE`.
+    pub fn settings(mut self, settings: Settings) -> Self {
+        self.settings = Some(settings);
+        self
+    }
+
     /// Opens the device. Blocks; see [`GpuBuilder::build_async`].
     ///
     /// # Errors
-    /// [`Error::NoAdapter`] if none fits, [`Error::Kernel`] if the driver refuses.
+    /// [`Error::NoAdapter`] if none fits, [`Error::Kernel`] if the driver refuses,
+    /// [`attn_core::Error::File`] if the file in `ATTN_TUNE` is unusable.
     pub fn build(self) -> Result<Gpu> {
         pollster::block_on(self.build_async())
     }
@@ -237,6 +263,11 @@ impl GpuBuilder {
         if self.expect.as_ref().is_some_and(|expected| !contains(&description.name, expected)) {
             return Err(unfit(&self.expect));
         }
+        let settings = match (self.settings, &self.tune) {
+            (Some(settings), _) => settings,
+            (None, Some(path)) => SettingsFile::load(path)?.settings_of(&description.name),
+            (None, None) => Settings::default(),
+        };
         let adapter = &adapters[description.index];
         let limits = match &self.limits {
             LimitsChoice::Adapter => adapter.limits(),
@@ -247,7 +278,7 @@ impl GpuBuilder {
             open(adapter, wanted_features(adapter, &self.disabled), limits).await?;
         let health = Health::default();
         health.install(&device);
-        Ok(Gpu::assemble(device, queue, description, health, self.options))
+        Ok(Gpu::assemble(device, queue, description, health, self.options, settings))
     }
 }
 
@@ -289,7 +320,16 @@ impl Gpu {
     /// of your own that depends on results of this crate.
     pub fn from_wgpu(device: wgpu::Device, queue: wgpu::Queue) -> Gpu {
         let description = AdapterDescription::new(0, &device.adapter_info());
-        Gpu::assemble(device, queue, description, Health::default(), Options::from_env())
+        let (health, options) = (Health::default(), Options::from_env());
+        Gpu::assemble(device, queue, description, health, options, Settings::default())
+    }
+
+    /// The same device with other settings of kernels, for devices from [`Gpu::from_wgpu`]: no
+    /// tensor or kernel is shared with this handle.
+    pub fn with_settings(&self, settings: Settings) -> Gpu {
+        let Inner { device, queue, description, health, options, .. } = &*self.inner;
+        let (device, queue, description) = (device.clone(), queue.clone(), description.clone());
+        Gpu::assemble(device, queue, description, health.clone(), options.clone(), settings)
     }
 
     /// Features and limits that this crate makes use of on `adapter`, for callers that open the
@@ -305,8 +345,9 @@ impl Gpu {
         description: AdapterDescription,
         health: Health,
         mut options: Options,
+        settings: Settings,
     ) -> Gpu {
-        let capabilities = Capabilities::of(&device);
+        let capabilities = Capabilities { settings, ..Capabilities::of(&device) };
         let cpu = description.kind == DeviceKind::Cpu;
         if options.max_work.is_infinite() && !cpu {
             options.max_work = if description.kind == DeviceKind::Discrete { 2e11 } else { 4e10 };
@@ -316,7 +357,9 @@ impl Gpu {
             _ => u64::MAX,
         });
         let max_buffer = capabilities.max_buffer_bytes;
-        let pool = Arc::new(Pool::new(device.clone(), health.clone(), max_buffer, budget));
+        let groups = Arc::<BindGroups>::default();
+        let pool =
+            Pool::new(device.clone(), health.clone(), max_buffer, budget, Arc::clone(&groups));
         Gpu {
             inner: Arc::new(Inner {
                 kernels: KernelCache::default(),
@@ -327,7 +370,8 @@ impl Gpu {
                 description,
                 capabilities,
                 health,
-                pool,
+                pool: Arc::new(pool),
+                groups,
                 options,
             }),
         }
@@ -416,12 +460,54 @@ impl Gpu {
         Ok((outcome?, Profile { kernels }))
     }
 
+    /// Runs `work` and waits for it, so that what it needs is compiled before the first call that
+    /// matters. Drivers compile a kernel when it is dispatched first, so `work` has to make calls
+    /// like the later ones; small tensors do, since lengths are not compiled into kernels.
+    /// [`crate::attention::Attention::warm_up`] makes those of attention.
+    ///
+    /// # Errors
+    /// Those of `work`, and of the device.
+    pub fn warm_up(&self, work: impl FnOnce() -> Result<()>) -> Result<WarmUp> {
+        let (start, before) = (Instant::now(), self.pipelines());
+        work()?;
+        self.sync()?;
+        Ok(WarmUp { pipelines: self.pipelines() - before, time: start.elapsed() })
+    }
+
     pub(crate) fn kernels(&self) -> &KernelCache {
         &self.inner.kernels
     }
 
     pub(crate) fn guarded<T>(&self, what: &str, work: impl FnOnce() -> T) -> Result<T> {
         guarded(&self.inner.device, &self.inner.health, what, work)
+    }
+
+    /// The bind group of `ranges`, of an earlier dispatch if one bound the same.
+    pub(crate) fn bind_group(
+        &self,
+        label: &str,
+        layout: &wgpu::BindGroupLayout,
+        ranges: &[Range],
+        stream: &mut Stream,
+    ) -> Result<wgpu::BindGroup> {
+        let create = || {
+            let numbered = ranges.iter().zip(0u32..);
+            let entries: Vec<_> = numbered
+                .map(|(range, binding)| wgpu::BindGroupEntry {
+                    binding,
+                    resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                        buffer: &range.storage.buffer,
+                        offset: range.offset,
+                        size: wgpu::BufferSize::new(range.bytes),
+                    }),
+                })
+                .collect();
+            let descriptor = wgpu::BindGroupDescriptor { label: None, layout, entries: &entries };
+            self.guarded(label, || self.device().create_bind_group(&descriptor))
+        };
+        let (group, new) = self.inner.groups.get(layout, ranges, create)?;
+        stream.stats.bind_groups += u64::from(new);
+        Ok(group)
     }
 
     /// A buffer for the result of a kernel.

@@ -24,6 +24,7 @@ use std::sync::{Arc, Mutex};
 
 use wgpu::naga;
 
+use crate::bind_groups::Range;
 use crate::dispatch::fold;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -208,6 +209,10 @@ impl Kernel {
         &self.inner.label
     }
 
+    fn reads_lengths(&self) -> bool {
+        self.inner.source.text.contains("arrayLength(")
+    }
+
     /// Records one dispatch.
     ///
     /// # Errors
@@ -248,30 +253,12 @@ impl Kernel {
         }
         let shared = shared_with_written(&inner.writable, call.bindings).map_err(failed)?;
         let pipeline = self.pipeline(gpu, shared)?;
-        let entries: Vec<_> = call
-            .bindings
-            .iter()
-            .zip(0..)
-            .map(|(binding, number)| wgpu::BindGroupEntry {
-                binding: number,
-                resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                    buffer: &binding.storage.buffer,
-                    offset: binding.offset,
-                    size: wgpu::BufferSize::new(binding.bytes),
-                }),
-            })
-            .collect();
+        let ranges = ranges(gpu, call.bindings, self.reads_lengths());
         gpu.record(call.work, |stream| {
-            let bind_group = gpu.guarded(&inner.label, || {
-                if let Some(layout) = &pipeline.params {
-                    stream.ring(gpu.device(), layout);
-                }
-                gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
-                    label: None,
-                    layout: &pipeline.bindings,
-                    entries: &entries,
-                })
-            })?;
+            if let Some(layout) = &pipeline.params {
+                gpu.guarded(&inner.label, || stream.ring(gpu.device(), layout))?;
+            }
+            let bind_group = gpu.bind_group(&inner.label, &pipeline.bindings, &ranges, stream)?;
             let params = match (&pipeline.params, call.params) {
                 (_, []) => Params::None,
                 (None, bytes) => Params::Immediate(bytes.to_vec()),
@@ -366,6 +353,26 @@ impl Kernel {
         pipelines.insert(shared, pipeline.clone());
         Ok(pipeline)
     }
+}
+
+/// What is bound. A range whose buffer no other binding of the dispatch shares is taken up to the
+/// buffer's end where that fits into a binding: a tensor that grows within its buffer, as the keys
+/// of a cache do, then needs one bind group for all its lengths.
+///
+/// With `exact`, the kernel asks for the lengths of its bindings, and they stay as they are.
+fn ranges(gpu: &Gpu, bindings: &[Binding], exact: bool) -> Vec<Range> {
+    let alone = |binding: &Binding| {
+        let same = |other: &&Binding| other.storage.buffer == binding.storage.buffer;
+        bindings.iter().filter(same).count() == 1
+    };
+    let range = |binding: &Binding| {
+        let buffer = &binding.storage.buffer;
+        let rest = (buffer.size() - binding.offset.min(buffer.size())) / 4 * 4;
+        let whole = !exact && alone(binding) && rest <= gpu.capabilities().max_binding_bytes;
+        let bytes = if whole { rest.max(binding.bytes) } else { binding.bytes };
+        Range { storage: Arc::clone(&binding.storage), offset: binding.offset, bytes }
+    };
+    bindings.iter().map(range).collect()
 }
 
 /// Read-only bindings whose buffer is also written by the same dispatch, as a bit mask. wgpu

@@ -6,6 +6,7 @@
 //! * [`attention`]: fused dense attention with masks, grouped queries and log-sum-exp.
 //! * [`Kernel`]: loading and dispatching WGSL kernels, for the crates of this workspace and for
 //!   yours alike.
+//! * [`settings`]: how kernels split their work, measured by `cargo xtask tune`.
 //! * `bench` (feature `bench`): what a benchmark needs to know of a mechanism, and speed probes.
 //!
 //! Operations record; [`Gpu::flush`] or reading a tensor submits. Wrong arguments are errors of the
@@ -17,6 +18,7 @@
 pub mod attention;
 #[cfg(feature = "bench")]
 pub mod bench;
+mod bind_groups;
 mod capabilities;
 pub mod dispatch;
 mod error;
@@ -26,6 +28,7 @@ mod kernel;
 pub mod ops;
 mod pool;
 mod profile;
+pub mod settings;
 mod stream;
 mod tensor;
 
@@ -35,7 +38,7 @@ pub use attn_core;
 pub use attn_core::ndarray;
 pub use capabilities::{Capabilities, DeviceKind, Subgroups};
 pub use error::{Error, Result};
-pub use gpu::{AdapterDescription, Gpu, GpuBuilder};
+pub use gpu::{AdapterDescription, Gpu, GpuBuilder, WarmUp};
 pub use kernel::{Binding, Call, Constants, Kernel, KernelSource, expand};
 pub use pool::MemoryStats;
 pub use profile::{Clock, KernelTime, Profile};

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use crate::bind_groups::BindGroups;
 use crate::error::{Error, Result};
 use crate::guard::{Health, guarded, lock};
 
@@ -31,6 +32,7 @@ pub(crate) struct Pool {
     health: Health,
     max_buffer: u64,
     state: Mutex<State>,
+    groups: Arc<BindGroups>,
 }
 
 struct State {
@@ -57,6 +59,11 @@ impl Storage {
     pub(crate) fn external(buffer: wgpu::Buffer) -> Self {
         Storage { buffer, used_in: AtomicU64::new(0), home: None }
     }
+
+    /// Whether the buffer is the pool's.
+    pub(crate) fn is_pooled(&self) -> bool {
+        self.home.is_some()
+    }
 }
 
 impl Drop for Storage {
@@ -68,10 +75,16 @@ impl Drop for Storage {
 }
 
 impl Pool {
-    pub(crate) fn new(device: wgpu::Device, health: Health, max_buffer: u64, budget: u64) -> Self {
+    pub(crate) fn new(
+        device: wgpu::Device,
+        health: Health,
+        max_buffer: u64,
+        budget: u64,
+        groups: Arc<BindGroups>,
+    ) -> Self {
         let stats = MemoryStats { budget, ..MemoryStats::default() };
         let state = Mutex::new(State { stats, free: VecDeque::new() });
-        Pool { device, health, max_buffer, state }
+        Pool { device, health, max_buffer, state, groups }
     }
 
     pub(crate) fn stats(&self) -> MemoryStats {
@@ -118,7 +131,7 @@ impl Pool {
                 let MemoryStats { in_use, budget, .. } = state.stats;
                 return Err(Error::OutOfMemory { requested: bytes, in_use, budget });
             };
-            state.stats.cached -= oldest.buffer.size();
+            self.drop_free(&mut state, &oldest);
         }
         let usage = wgpu::BufferUsages::STORAGE
             | wgpu::BufferUsages::COPY_SRC
@@ -154,8 +167,14 @@ impl Pool {
         let keep = state.stats.peak.max(CACHE_FLOOR);
         while state.stats.cached > keep {
             let Some(oldest) = state.free.pop_front() else { break };
-            state.stats.cached -= oldest.buffer.size();
+            self.drop_free(&mut state, &oldest);
         }
+    }
+
+    /// Counts a free buffer out, and lets go of what else holds it.
+    fn drop_free(&self, state: &mut State, free: &Free) {
+        state.stats.cached -= free.buffer.size();
+        self.groups.forget(&free.buffer);
     }
 }
 

@@ -53,6 +53,8 @@ pub struct StreamStats {
     pub submissions: u64,
     /// Kernel dispatches.
     pub dispatches: u64,
+    /// Bind groups created; a program that repeats itself creates none after its first rounds.
+    pub bind_groups: u64,
 }
 
 pub(crate) struct Stream {

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use attn_core::Mask;
-use attn_wgpu::attention::{Attention, Inputs};
+use attn_wgpu::attention::{Attention, Heads, Inputs, Variant};
+use attn_wgpu::settings::{KernelKind, Rule, Setting, Settings};
 use attn_wgpu::{Clock, DType, Error, Gpu, Tensor, wgpu};
 use common::{Uploaded, attend, check, gpu, judge, masked, normal, open, shape};
 
@@ -460,4 +461,84 @@ fn profiles_name_kernels_and_times() {
         let clocks = profile.kernels.iter().map(|kernel| kernel.clock);
         assert!(clocks.into_iter().all(|have| clock.is_none_or(|want| have == want)));
     }
+}
+
+// tensorflow/tfjs#6970, bambulab/BambuStudio#11848: a hundred shaders are compiled before the first
+// result.
+#[test]
+fn one_model_needs_few_pipelines_and_none_after_warming_up() {
+    let Some(gpu) = open(Gpu::builder()) else { return };
+    for mask in [Mask::Causal, Mask::Window { left: 6, right: 0 }] {
+        let attention = Attention::new(&gpu, masked(mask)).unwrap();
+        let heads = Heads { heads: 9, heads_kv: 3, dim_qk: 64, dim_v: 64, dtype: DType::F32 };
+        let before = gpu.pipelines();
+        let warm = attention.warm_up(&heads).unwrap();
+        // Masks are data: the second one finds everything compiled.
+        assert_eq!(warm.pipelines > 0, before == 0, "{warm:?}");
+        let before = gpu.pipelines();
+        // A prompt, its decoding, and another prompt: nothing more is compiled.
+        for (queries, keys) in [(20, 20), (1, 21), (1, 22), (70, 92)] {
+            let inputs = normal(shape([1, 9, 3, queries, keys, 64, 64]), 1);
+            let uploaded = Uploaded::new(&gpu, &inputs).unwrap();
+            attention.forward(uploaded.view()).unwrap();
+        }
+        assert_eq!(gpu.pipelines(), before);
+        // A few queries at once, as when drafts are verified, take some more variants of decode.
+        for queries in 1..=9 {
+            let inputs = normal(shape([1, 9, 3, queries, 33, 64, 64]), 1);
+            let uploaded = Uploaded::new(&gpu, &inputs).unwrap();
+            attention.forward(uploaded.view()).unwrap();
+        }
+        gpu.sync().unwrap();
+    }
+    println!("{} pipelines", gpu.pipelines());
+    assert!(gpu.pipelines() <= 8, "{}", gpu.pipelines());
+}
+
+#[test]
+fn repeated_work_creates_no_bind_group() {
+    let Some(gpu) = open(Gpu::builder()) else { return };
+    let attention = Attention::new(&gpu, masked(Mask::Causal)).unwrap();
+    let cache = normal(shape([1, 4, 2, 1, 200, 16, 16]), 1);
+    let cache = Uploaded::new(&gpu, &cache).unwrap();
+    let view = cache.view();
+    // One query more after each key more: the views grow within their buffers.
+    let step = |keys: usize| {
+        let (k, v) = (view.k.narrow(2, 0, keys).unwrap(), view.v.narrow(2, 0, keys).unwrap());
+        attention.forward(Inputs::new(view.q, &k, &v)).unwrap().out.to_vec::<f32>().unwrap()
+    };
+    (100..104).for_each(|keys| drop(step(keys)));
+    let before = gpu.stream_stats();
+    let outs: Vec<_> = (100..120).map(step).collect();
+    let after = gpu.stream_stats();
+    assert_eq!(after.bind_groups, before.bind_groups);
+    assert_eq!(after.submissions - before.submissions, 20);
+    // And they are the right ones: a new device gives the same bits.
+    let Some(other) = open(Gpu::builder()) else { return };
+    let fresh = normal(shape([1, 4, 2, 1, 200, 16, 16]), 1);
+    let fresh = Uploaded::new(&other, &fresh).unwrap();
+    let attention = Attention::new(&other, masked(Mask::Causal)).unwrap();
+    let view = fresh.view();
+    for (keys, out) in (100..120).zip(outs) {
+        let (k, v) = (view.k.narrow(2, 0, keys).unwrap(), view.v.narrow(2, 0, keys).unwrap());
+        let again = attention.forward(Inputs::new(view.q, &k, &v)).unwrap().out;
+        assert_eq!(again.to_vec::<f32>().unwrap(), out);
+    }
+}
+
+#[test]
+fn measured_settings_are_loaded_for_their_adapter_alone() {
+    let Some(gpu) = gpu() else { return };
+    let subgroups = gpu.capabilities().subgroups.is_some();
+    let setting = Setting { dim_per_lane: 32, max_lanes: 2, max_rows: 3, keys: 2, workgroup: 24 };
+    let rule = |kernel| Rule { kernel, subgroups, max_dim: 256, setting };
+    let settings = Settings::new(KernelKind::ALL.map(rule).to_vec()).unwrap();
+    let Some(tuned) = open(Gpu::builder().settings(settings.clone())) else { return };
+    let variant = Variant::forward(64, 64, tuned.capabilities());
+    assert_eq!((variant.lanes, variant.rows, variant.keys, variant.workgroup), (2, 3, 2, 24));
+    for (queries, keys, dim) in [(33, 33, 64), (1, 70, 64), (9, 12, 20)] {
+        check(&tuned, &normal(shape([1, 4, 2, queries, keys, dim, dim]), 5), &masked(Mask::Causal));
+    }
+    let same = gpu.with_settings(settings);
+    check(&same, &normal(shape([1, 2, 1, 17, 17, 16, 16]), 6), &masked(Mask::Causal));
 }

@@ -16,6 +16,7 @@ mod registry;
 mod report;
 mod series;
 mod table;
+pub mod tune;
 
 use std::fmt::Write;
 use std::fs;

@@ -35,6 +35,7 @@ enum Command {
     Driver(driver::Args),
     Bench(bench::Args),
     Report(bench::merge::Args),
+    Tune(bench::tune::Args),
 }
 
 fn main() -> ExitCode {
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         Command::Driver(args) => driver::main(&args),
         Command::Bench(args) => bench::main(&args),
         Command::Report(args) => bench::merge::main(&args),
+        Command::Tune(args) => bench::tune::main(&args),
     };
     // The causes, without a backtrace: the command that failed is what helps.
     match result {

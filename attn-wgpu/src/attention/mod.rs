@@ -13,6 +13,7 @@ mod merge;
 mod modifier;
 mod params;
 mod variant;
+mod warm_up;
 
 use std::sync::{Arc, Mutex};
 
@@ -21,6 +22,7 @@ use attn_core::{Lengths, ModifierParam};
 
 pub use self::merge::{merge, merge_into};
 pub use self::variant::{MAX_DIM, Variant};
+pub use self::warm_up::Heads;
 
 use self::mask_table::Side;
 use crate::error::Result;

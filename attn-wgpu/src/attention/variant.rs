@@ -2,6 +2,7 @@
 
 use crate::capabilities::{Capabilities, DeviceKind};
 use crate::kernel::Constants;
+use crate::settings::KernelKind;
 
 /// Largest head dimension.
 pub const MAX_DIM: usize = 256;
@@ -29,57 +30,6 @@ pub struct Variant {
     pub subgroups: bool,
 }
 
-/// Measured settings of one kernel on one kind of device.
-struct Setting {
-    /// Elements of the head dimension that one lane should hold.
-    dim_per_lane: u32,
-    max_lanes: u32,
-    max_rows: u32,
-    keys: u32,
-    workgroup: u32,
-}
-
-/// Kinds of kernels that differ in what they keep in registers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kernel {
-    Forward,
-    Decode,
-    Backward,
-}
-
-impl Setting {
-    /// Software drivers: memory accesses cost many FMAs whatever their pattern, so rows are many; a
-    /// workgroup of few lanes wastes least on the diagonal, and one of a single subgroup keeps its
-    /// registers across barriers.
-    ///
-    /// GPUs: registers per lane are few, lanes are many.
-    ///
-    /// Without subgroups a step has two barriers, so forward kernels take more keys at once.
-    fn of(kernel: Kernel, cpu: bool, subgroups: bool) -> Setting {
-        let set = |dim_per_lane, max_lanes, max_rows, keys, workgroup| Setting {
-            dim_per_lane,
-            max_lanes,
-            max_rows,
-            keys,
-            workgroup,
-        };
-        match (kernel, cpu, subgroups) {
-            (Kernel::Forward, true, true) => set(16, 8, 16, 1, 16),
-            (Kernel::Forward, true, false) => set(16, 16, 4, 4, 16),
-            (Kernel::Forward, false, true) => set(8, 32, 4, 4, 128),
-            (Kernel::Forward, false, false) => set(16, 16, 4, 4, 64),
-            (Kernel::Decode, true, true) => set(16, 8, 8, 1, 8),
-            (Kernel::Decode, true, false) => set(16, 16, 8, 2, 16),
-            (Kernel::Decode, false, true) => set(8, 32, 8, 2, 64),
-            (Kernel::Decode, false, false) => set(16, 16, 8, 2, 64),
-            (Kernel::Backward, true, true) => set(16, 8, 10, 1, 16),
-            (Kernel::Backward, true, false) => set(16, 16, 4, 1, 16),
-            (Kernel::Backward, false, true) => set(8, 32, 4, 1, 128),
-            (Kernel::Backward, false, false) => set(16, 16, 4, 1, 64),
-        }
-    }
-}
-
 /// Straight-line vec4 accesses of a kernel at most: drivers that compile with LLVM need time that
 /// grows with the square of them.
 const MAX_ACCESSES: u32 = 145;
@@ -96,12 +46,12 @@ impl Variant {
     ///
     /// Dimensions must be 1 to [`MAX_DIM`]; others are treated as the nearest.
     pub fn forward(dim_qk: usize, dim_v: usize, capabilities: &Capabilities) -> Variant {
-        Variant::new(Kernel::Forward, dim_qk, dim_v, capabilities)
+        Variant::new(KernelKind::Forward, dim_qk, dim_v, capabilities)
     }
 
     /// The variant of the backward kernels, by the same rule.
     pub fn backward(dim_qk: usize, dim_v: usize, capabilities: &Capabilities) -> Variant {
-        Variant::new(Kernel::Backward, dim_qk, dim_v, capabilities)
+        Variant::new(KernelKind::Backward, dim_qk, dim_v, capabilities)
     }
 
     /// The variant of the decode kernel for `rows` rows (queries times heads) at once, or as many
@@ -112,7 +62,7 @@ impl Variant {
         rows: usize,
         capabilities: &Capabilities,
     ) -> Variant {
-        let mut variant = Variant::new(Kernel::Decode, dim_qk, dim_v, capabilities);
+        let mut variant = Variant::new(KernelKind::Decode, dim_qk, dim_v, capabilities);
         // The workgroup's results are merged through workgroup memory.
         while 4
             * variant.workgroup
@@ -130,11 +80,16 @@ impl Variant {
         variant
     }
 
-    fn new(kernel: Kernel, dim_qk: usize, dim_v: usize, capabilities: &Capabilities) -> Variant {
+    fn new(
+        kernel: KernelKind,
+        dim_qk: usize,
+        dim_v: usize,
+        capabilities: &Capabilities,
+    ) -> Variant {
         let (dim_qk, dim_v) = (bucket(dim_qk), bucket(dim_v));
         let subgroups = capabilities.subgroups.is_some();
         let cpu = capabilities.kind == DeviceKind::Cpu;
-        let setting = Setting::of(kernel, cpu, subgroups);
+        let setting = capabilities.settings.of(kernel, cpu, subgroups, dim_qk.max(dim_v));
         let most_lanes = setting
             .max_lanes
             .min(capabilities.subgroups.map_or(u32::MAX, |subgroups| subgroups.min))
@@ -144,19 +99,25 @@ impl Variant {
         let lanes = floor_power_of_two((dim / setting.dim_per_lane).clamp(1, most_lanes));
         let chunks = (dim_qk / 4).div_ceil(lanes) + (dim_v / 4).div_ceil(lanes);
         let most_rows = match kernel {
-            Kernel::Backward => MAX_ACCESSES_BACKWARD / (2 * chunks),
-            Kernel::Forward | Kernel::Decode => (MAX_ACCESSES / chunks).saturating_sub(1),
+            KernelKind::Backward => MAX_ACCESSES_BACKWARD / (2 * chunks),
+            KernelKind::Forward | KernelKind::Decode => (MAX_ACCESSES / chunks).saturating_sub(1),
         };
         let workgroup = setting.workgroup.min(capabilities.max_workgroup_threads).max(lanes);
-        Variant {
+        let mut variant = Variant {
             dim_qk,
             dim_v,
             lanes,
             rows: most_rows.clamp(1, setting.max_rows),
-            keys: setting.keys,
+            keys: if kernel == KernelKind::Backward { 1 } else { setting.keys },
             workgroup: workgroup / lanes * lanes,
             subgroups,
+        };
+        while variant.exchange_bytes() > capabilities.max_workgroup_bytes.min(16 << 10)
+            && variant.workgroup > variant.lanes
+        {
+            variant.workgroup = variant.workgroup / 2 / lanes * lanes;
         }
+        variant
     }
 
     /// Rows of one workgroup: queries, or keys in kernels that visit queries.
