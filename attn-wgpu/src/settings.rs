@@ -96,7 +96,7 @@ impl Setting {
             workgroup,
         };
         match (kernel, cpu, subgroups) {
-            (KernelKind::Forward, true, true) => set(16, 8, 16, 1, 16),
+            (KernelKind::Forward, true, true) => set(16, 8, 16, 1, 8),
             (KernelKind::Forward, true, false) => set(16, 16, 4, 4, 16),
             (KernelKind::Forward, false, true) => set(8, 32, 4, 4, 128),
             (KernelKind::Forward, false, false) => set(16, 16, 4, 4, 64),

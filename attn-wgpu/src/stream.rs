@@ -9,8 +9,9 @@ use crate::profile::{self, KernelTime};
 
 /// One slot of the parameter ring; the largest alignment that WebGPU asks of a dynamic offset.
 pub(crate) const PARAMS_SLOT: u64 = 256;
-/// Slots in the parameter ring: dispatches with parameters in one batch.
-pub(crate) const PARAMS_SLOTS: u64 = 256;
+/// Slots in the parameter ring: dispatches with parameters in one batch, as many as a token of a
+/// language model of 60 layers takes.
+pub(crate) const PARAMS_SLOTS: u64 = 1024;
 /// Commands in one batch at most: bounds the memory that recording holds.
 const MAX_COMMANDS: usize = 1024;
 

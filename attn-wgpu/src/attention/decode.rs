@@ -88,8 +88,12 @@ impl Attention {
         for job in jobs {
             let bounds = call.bind(&job, &queries, &keys)?;
             let rows = job.planes() * shape.queries;
-            let part_out = Tensor::uninit(&self.gpu, &[parts, rows, dim_v], DType::F32)?;
-            let part_lse = Tensor::uninit(&self.gpu, &[parts, rows], DType::F32)?;
+            // Of one size for all lengths, so that decoding finds the same buffers step after step.
+            let most = parts.max(MAX_PARTS);
+            let part_out = Tensor::uninit(&self.gpu, &[most, rows, dim_v], DType::F32)?;
+            let part_lse = Tensor::uninit(&self.gpu, &[most, rows], DType::F32)?;
+            let (part_out, part_lse) =
+                (part_out.narrow(0, 0, parts)?, part_lse.narrow(0, 0, parts)?);
             let group = job.group(shape.group());
             let items = job.planes() / group * group.div_ceil(heads_per_item.min(group));
             let total = items * parts;
