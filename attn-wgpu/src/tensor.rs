@@ -287,6 +287,29 @@ impl Tensor {
         Ok(view)
     }
 
+    /// The same elements with dimension `dim` split into `extents`, row-major: `[tokens, heads * dim]`
+    /// becomes `[tokens, heads, dim]`, whatever the strides. An extent of 1 more is a split, too.
+    ///
+    /// # Errors
+    /// [`attn_core::Error::Config`] if the dimension does not exist, [`attn_core::Error::Shape`] if
+    /// `extents` does not multiply to its extent.
+    pub fn split(&self, dim: usize, extents: &[usize]) -> Result<Tensor> {
+        let Some(&extent) = self.shape.get(dim) else {
+            let expected = format!("below {}", self.shape.len());
+            return Err(attn_core::Error::config("dim", expected, dim).into());
+        };
+        if elements(extents) != Some(extent) {
+            let expected = format!("{extent} elements");
+            return Err(attn_core::Error::shape("extents", expected, extents).into());
+        }
+        let mut view = self.clone();
+        let stride = self.strides[dim];
+        let strides: Vec<_> = row_major(extents).into_iter().map(|inner| inner * stride).collect();
+        view.shape.splice(dim..=dim, extents.iter().copied());
+        view.strides.splice(dim..=dim, strides);
+        Ok(view)
+    }
+
     /// Repeats extents of 1 along `shape` without copying (stride 0); for reading only.
     ///
     /// # Errors
@@ -408,21 +431,6 @@ impl Tensor {
         let bytes = end.saturating_sub(aligned);
         let binding = Binding { storage: Arc::clone(&self.storage), offset: aligned, bytes };
         (binding, ((start - aligned) / size) as usize)
-    }
-
-    /// The same elements with the last dimension, which must be contiguous, split into `extents`.
-    pub(crate) fn split_last(&self, extents: &[usize]) -> Result<Tensor> {
-        let last = self.shape.last().copied().unwrap_or(1);
-        if elements(extents) != Some(last) || self.strides.last() != Some(&1) {
-            let expected = format!("{last} elements of a contiguous dimension");
-            return Err(attn_core::Error::shape("extents", expected, extents).into());
-        }
-        let mut view = self.clone();
-        view.shape.pop();
-        view.strides.pop();
-        view.shape.extend(extents);
-        view.strides.extend(row_major(extents));
-        Ok(view)
     }
 
     /// The same bits read as another type of the same size.

@@ -42,6 +42,23 @@ fn arrays_in_any_layout() {
 }
 
 #[test]
+fn dimensions_split_whatever_their_strides() {
+    let Some(gpu) = gpu() else { return };
+    let data: Vec<u32> = (0..48).collect();
+    // Two of six columns heads wide, of every token: [tokens, heads * dim] as [1, heads, tokens, dim].
+    let rows = Tensor::from_slice(&gpu, &data, &[4, 12]).unwrap().narrow(1, 2, 6).unwrap();
+    let heads = rows.split(1, &[3, 2]).unwrap().permute(&[1, 0, 2]).unwrap();
+    let heads = heads.split(0, &[1, 3]).unwrap();
+    assert_eq!(heads.shape(), [1, 3, 4, 2]);
+    let expected: Vec<u32> = (0..3)
+        .flat_map(|head| {
+            (0..4).flat_map(move |token| [0, 1].map(|i| token * 12 + 2 + head * 2 + i))
+        })
+        .collect();
+    assert_eq!(heads.to_vec::<u32>().unwrap(), expected);
+}
+
+#[test]
 fn wrong_arguments_are_typed_errors_that_name_them() {
     let Some(gpu) = gpu() else { return };
     let tensor = Tensor::from_slice(&gpu, &[0f32; 24], &[2, 3, 4]).unwrap();
@@ -59,6 +76,8 @@ fn wrong_arguments_are_typed_errors_that_name_them() {
         (message(tensor.reshape(&[5, 5]).unwrap_err()), "24 elements"),
         (message(tensor.reshape(&[usize::MAX, 2]).unwrap_err()), "24 elements"),
         (message(tensor.expand(&[2, 3, 5]).unwrap_err()), "extents of 1"),
+        (message(tensor.split(1, &[2, 2]).unwrap_err()), "3 elements"),
+        (message(tensor.split(3, &[1]).unwrap_err()), "`dim` is 3, expected below 3"),
         (message(tensor.to_vec::<u32>().unwrap_err()), "element type f32, expected u32"),
     ];
     for (message, part) in cases {

@@ -135,7 +135,7 @@ impl Attention {
         // dk and dv of one key head follow each other.
         let part = |start: usize, width: usize, dim: usize| -> Result<Tensor> {
             dkv.narrow(2, start, shape.keys * width)?
-                .split_last(&[shape.keys, width])?
+                .split(2, &[shape.keys, width])?
                 .narrow(3, 0, dim)
         };
         Ok(Grads {
