@@ -11,7 +11,9 @@ fn main() -> Result<()> {
     let path = std::env::args().nth(1).map(PathBuf::from);
     let path = path.or_else(|| cache_dir().map(|cache| cache.join(cached)));
     let Some(path) = path.filter(|path| path.exists()) else {
-        println!("no model: give a folder or a GGUF file, or run `cargo xtask model fetch smollm2`");
+        println!(
+            "no model: give a folder or a GGUF file, or run `cargo xtask model fetch smollm2`"
+        );
         return Ok(());
     };
 

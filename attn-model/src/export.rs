@@ -64,7 +64,12 @@ fn header(tensors: &[(String, Vec<usize>)], dtype: DType) -> Result<Vec<u8>> {
         DType::BF16 => "BF16",
         other => {
             let supported = "f32, f16 and bf16";
-            return Err(Error::unsupported("model.safetensors", "writing", other.name(), supported));
+            return Err(Error::unsupported(
+                "model.safetensors",
+                "writing",
+                other.name(),
+                supported,
+            ));
         }
     };
     let mut header = Map::new();

@@ -83,6 +83,9 @@ impl Gguf {
         let mut keys = BTreeMap::new();
         for _ in 0..key_count {
             let key = cursor.text("a key")?;
+            if key.is_empty() {
+                return Err(cursor.wrong("a key", "a name", "none"));
+            }
             let value = cursor.value(&key)?;
             if keys.contains_key(&key) {
                 return Err(Error::format(blob.name(), key, "a key once", "it twice"));

@@ -137,10 +137,7 @@ mod tests {
         // Turns over 64 tokens: 10.19 (kept), 1.0186 (a ratio of 0.0062), 0.10 (divided).
         let config = scaled(1000.0, scaling);
         let ratio = (64.0 * 0.1 / TAU - 1.0) / 3.0;
-        close(
-            &config.frequencies(6),
-            &[1.0, (1.0 - ratio) * 0.1 / 8.0 + ratio * 0.1, 0.01 / 8.0],
-        );
+        close(&config.frequencies(6), &[1.0, (1.0 - ratio) * 0.1 / 8.0 + ratio * 0.1, 0.01 / 8.0]);
     }
 
     #[test]

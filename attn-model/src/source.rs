@@ -73,9 +73,7 @@ impl Source {
     pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
         let (tokenizer, config, template) = match &self.text {
             TextFiles::Gguf(gguf) => return Tokenizer::from_gguf(gguf).map(Some),
-            TextFiles::HuggingFace { tokenizer, config, template } => {
-                (tokenizer, config, template)
-            }
+            TextFiles::HuggingFace { tokenizer, config, template } => (tokenizer, config, template),
         };
         let Some(tokenizer) = tokenizer else {
             return Ok(None);

@@ -67,11 +67,7 @@ impl Tokenizer {
     fn from_inner(mut inner: tokenizers::Tokenizer) -> Result<Self> {
         inner.with_truncation(None).map_err(Error::tokenizer)?;
         inner.with_padding(None);
-        Ok(Self {
-            inner: Arc::new(inner),
-            specials: Specials::default(),
-            templates: Vec::new(),
-        })
+        Ok(Self { inner: Arc::new(inner), specials: Specials::default(), templates: Vec::new() })
     }
 
     /// Tokens of a text. Special tokens that are spelled out in it become themselves; `add_special`

@@ -50,7 +50,9 @@ enum Kind {
 enum Change {
     None,
     /// Rows of each of so many heads are stored in the order of interleaved rotation.
-    Interleaved { heads: usize },
+    Interleaved {
+        heads: usize,
+    },
     /// 1 was added.
     PlusOne,
 }

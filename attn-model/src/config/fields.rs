@@ -67,11 +67,7 @@ impl<'a> Fields<'a> {
     }
 
     /// An extent that must be there.
-    pub fn extent(
-        &self,
-        key: &str,
-        bound: fn(&str, &str, u64) -> Result<usize>,
-    ) -> Result<usize> {
+    pub fn extent(&self, key: &str, bound: fn(&str, &str, u64) -> Result<usize>) -> Result<usize> {
         let value = self.unsigned(key)?.ok_or_else(|| self.missing(key))?;
         bound(self.file, key, value)
     }

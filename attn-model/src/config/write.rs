@@ -90,7 +90,8 @@ impl ModelConfig {
     }
 
     fn ropes(&self, keys: &mut Map<String, Value>) -> Result<()> {
-        let of_kind = |slides: bool| self.layers.iter().filter(move |l| l.window.is_some() == slides);
+        let of_kind =
+            |slides: bool| self.layers.iter().filter(move |l| l.window.is_some() == slides);
         let (full, sliding) = (of_kind(false).next(), of_kind(true).next());
         let Some(main) = full.or(sliding) else {
             return Err(unsupported("a model without layers", "at least one layer"));

@@ -89,8 +89,7 @@ impl Tokenizer {
             [] => {}
             [(name, source)] if name == DEFAULT => config["chat_template"] = json!(source),
             several => {
-                let item =
-                    |(name, source): &(_, _)| json!({ "name": name, "template": source });
+                let item = |(name, source): &(_, _)| json!({ "name": name, "template": source });
                 config["chat_template"] = several.iter().map(item).collect();
             }
         }

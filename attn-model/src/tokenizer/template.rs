@@ -26,7 +26,8 @@ impl ChatTemplate {
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(error)?);
         environment.set_fuel(Some(FUEL));
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", to_json);
@@ -54,7 +55,11 @@ impl ChatTemplate {
     ) -> Result<String> {
         let template = self.environment.get_template(NAME).map_err(error)?;
         let variables = Value::from(Serde(variables));
-        let variables = if variables.kind() == ValueKind::Map { variables } else { context! {} };
+        let variables = if variables.kind() == ValueKind::Map {
+            variables
+        } else {
+            context! {}
+        };
         let own = context! { messages => Serde(messages), add_generation_prompt => reply };
         let specials = Value::from(Serde(&self.specials));
         template.render(context! { ..own, ..variables, ..specials }).map_err(error)
@@ -118,7 +123,8 @@ fn write_json(
             write_items(['[', ']'], &items, indent, depth, text)
         }
         _ => {
-            let scalar = serde_json::to_string(value).map_err(|error| invalid(error.to_string()))?;
+            let scalar =
+                serde_json::to_string(value).map_err(|error| invalid(error.to_string()))?;
             text.push_str(&scalar);
             Ok(())
         }

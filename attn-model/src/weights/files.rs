@@ -44,7 +44,8 @@ impl Weights {
                 files.insert(file.clone(), safetensors::read(&blob)?);
             }
             let stored = files.get_mut(&file).and_then(|tensors| tensors.remove(&name));
-            let absent = || Error::format(index.name(), &name, format!("a tensor of {file}"), "none");
+            let absent =
+                || Error::format(index.name(), &name, format!("a tensor of {file}"), "none");
             tensors.insert(name.clone(), stored.ok_or_else(absent)?);
         }
         named(&folder.display().to_string(), tensors)

@@ -104,7 +104,8 @@ mod tests {
             name("blk.0.attn_k.bias", Family::Qwen2).unwrap(),
             "model.layers.0.self_attn.k_proj.bias"
         );
-        for other in ["rope_freqs.weight", "blk.x.attn_q.weight", "blk.1.attn_q", "blk.1.y.weight"] {
+        for other in ["rope_freqs.weight", "blk.x.attn_q.weight", "blk.1.attn_q", "blk.1.y.weight"]
+        {
             assert_eq!(name(other, Family::Llama), None, "{other}");
         }
     }
