@@ -158,6 +158,7 @@ fn templates_know_what_those_of_models_use() {
         ("{% macro f(a) %}[{{ a }}]{% endmacro %}{{ f(1) }}", "[1]"),
         ("{{ {'a': 1}.items() | list | length }}", "1"),
         ("{{ messages[0].role.title() ~ messages | length }}", "User1"),
+        ("a {%- generation -%} b {%- endgeneration %} c", "ab c"),
         ("{{ '<b>' }}{{ none is none }}", "<b>True"),
     ] {
         assert_eq!(render(source, tools.clone()).unwrap(), expected, "{source}");

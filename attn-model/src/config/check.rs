@@ -58,7 +58,7 @@ pub fn positive(file: &str, key: &str, value: f64) -> Result<f64> {
 
 /// Dim of a head where the file does not say: hidden / heads.
 pub fn even_split(file: &str, hidden: usize, heads: usize) -> Result<usize> {
-    if hidden % heads == 0 {
+    if hidden.is_multiple_of(heads) {
         return Ok(hidden / heads);
     }
     let got = format!("{hidden} and {heads}");
@@ -68,12 +68,12 @@ pub fn even_split(file: &str, hidden: usize, heads: usize) -> Result<usize> {
 /// What must hold between the numbers, whatever file they came from.
 pub fn whole(file: &str, config: &ModelConfig) -> Result<()> {
     let ModelConfig { heads, heads_kv, head_dim, vocabulary, .. } = *config;
-    if heads % heads_kv != 0 {
+    if !heads.is_multiple_of(heads_kv) {
         let expected = "a number that divides the number of heads";
         let got = format!("{heads_kv} for {heads} heads");
         return Err(Error::format(file, "number of key and value heads", expected, got));
     }
-    if head_dim % 2 != 0 {
+    if !head_dim.is_multiple_of(2) {
         return Err(Error::format(file, "head_dim", "an even number", head_dim));
     }
     let ids = config.bos.iter().chain(&config.eos).chain(&config.pad);

@@ -135,7 +135,7 @@ fn read(keys: &Metadata<'_>) -> Result<ModelConfig> {
         embedding_scale: if gemma { (hidden as f64).sqrt() } else { 1.0 },
         tied: gguf.tensor("output.weight").is_none(),
         bos: token(gguf, "bos")?,
-        eos: [token(gguf, "eos")?, token(gguf, "eot")?].into_iter().flatten().collect(),
+        eos: ends(gguf)?,
         pad: token(gguf, "padding")?,
         dtype: None,
     };
@@ -188,6 +188,14 @@ fn token(gguf: &Gguf, name: &str) -> Result<Option<u32>> {
     let id = gguf.unsigned(&key)?;
     let fits = |id| u32::try_from(id).map_err(|_| Error::format(gguf.name(), &key, "a token", id));
     id.map(fits).transpose()
+}
+
+/// The end of a text and, where it is another one, the end of a turn.
+fn ends(gguf: &Gguf) -> Result<Vec<u32>> {
+    let mut ends: Vec<u32> =
+        [token(gguf, "eos")?, token(gguf, "eot")?].into_iter().flatten().collect();
+    ends.dedup();
+    Ok(ends)
 }
 
 fn layers(keys: &Metadata<'_>, count: usize) -> Result<Vec<LayerConfig>> {

@@ -45,8 +45,8 @@ impl ModelConfig {
         if let Some(bos) = fields.tokens("bos_token_id")? {
             self.bos = bos.first().copied();
         }
-        if let Some(pad) = fields.tokens("pad_token_id")? {
-            self.pad = pad.first().copied();
+        if let Some(pad) = pad(&fields)? {
+            self.pad = Some(pad);
         }
         check::whole(file, &self)?;
         Ok(self)
@@ -117,8 +117,7 @@ fn read_as(family: Family, fields: &Fields<'_>) -> Result<ModelConfig> {
         tied: fields.bool("tie_word_embeddings")?.unwrap_or(gemma),
         bos: fields.tokens("bos_token_id")?.and_then(|ids| ids.first().copied()),
         eos: fields.tokens("eos_token_id")?.unwrap_or_default(),
-        // Some files say -1 for none.
-        pad: fields.tokens("pad_token_id").ok().flatten().and_then(|ids| ids.first().copied()),
+        pad: pad(fields)?,
         dtype: dtype(fields)?,
     };
     check::whole(file, &config)?;
@@ -147,6 +146,15 @@ fn refuse(family: Family, fields: &Fields<'_>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Some files say -1 for none.
+fn pad(fields: &Fields<'_>) -> Result<Option<u32>> {
+    const KEY: &str = "pad_token_id";
+    if fields.get(KEY).and_then(Value::as_i64) == Some(-1) {
+        return Ok(None);
+    }
+    Ok(fields.tokens(KEY)?.and_then(|ids| ids.first().copied()))
 }
 
 fn activation(family: Family, fields: &Fields<'_>) -> Result<Activation> {

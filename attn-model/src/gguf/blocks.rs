@@ -80,7 +80,7 @@ impl GgufType {
         let Some((values, bytes)) = self.block() else {
             return Ok(0);
         };
-        if row.unwrap_or(1) % values != 0 {
+        if !row.unwrap_or(1).is_multiple_of(values) {
             return Err(format!("rows of whole blocks of {values} values"));
         }
         Ok((elements / values) as u64 * bytes as u64)

@@ -79,7 +79,7 @@ pub fn place(
     let room = blob.len() - data;
     let mut ranges = Vec::new();
     for (i, tensor) in tensors.iter_mut().enumerate() {
-        if tensor.start % alignment != 0 {
+        if !tensor.start.is_multiple_of(alignment) {
             let expected = format!("an offset that is a multiple of {alignment}");
             return Err(Error::format(file, &tensor.name, expected, tensor.start));
         }

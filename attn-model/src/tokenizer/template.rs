@@ -31,7 +31,7 @@ impl ChatTemplate {
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", to_json);
-        environment.add_template_owned(NAME, source.to_owned()).map_err(error)?;
+        environment.add_template_owned(NAME, without_generation(source)).map_err(error)?;
         Ok(Self { environment, specials: specials.clone() })
     }
 
@@ -64,6 +64,30 @@ impl ChatTemplate {
         let specials = Value::from(Serde(&self.specials));
         template.render(context! { ..own, ..variables, ..specials }).map_err(error)
     }
+}
+
+/// Transformers marks what the assistant says, for training, by a tag that Jinja does not know. As a
+/// condition that holds it changes nothing, and white space around it goes as it would.
+fn without_generation(source: &str) -> String {
+    let mut text = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(start) = rest.find("{%") {
+        let (before, tag) = rest.split_at(start);
+        text.push_str(before);
+        let Some(end) = tag.find("%}") else {
+            rest = tag;
+            break;
+        };
+        let (tag, behind) = tag.split_at(end);
+        let word = tag[2..].trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim();
+        match word {
+            "generation" => text.push_str(&tag.replacen(word, "if true", 1)),
+            "endgeneration" => text.push_str(&tag.replacen(word, "endif", 1)),
+            _ => text.push_str(tag),
+        }
+        rest = behind;
+    }
+    text + rest
 }
 
 fn error(error: Jinja) -> Error {

@@ -73,7 +73,9 @@ fn strftime(seconds: u64, format: &str) -> Option<String> {
 
 /// Year, month and day of the Gregorian calendar.
 fn date(mut days: u64) -> (u64, u64, u64) {
-    let leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let leap = |year: u64| {
+        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+    };
     let mut year = 1970;
     // Four centuries are the calendar's period; what remains is few enough to count.
     year += 400 * (days / 146_097);

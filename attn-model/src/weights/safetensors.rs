@@ -39,11 +39,11 @@ impl<'de> Deserialize<'de> for Header {
                 while let Some(name) = map.next_key::<String>()? {
                     if name == "__metadata__" {
                         map.next_value::<IgnoredAny>()?;
-                    } else if entries.contains_key(&name) {
-                        let twice = format!("tensor `{name}` comes twice");
-                        return Err(serde::de::Error::custom(twice));
-                    } else {
-                        entries.insert(name, map.next_value()?);
+                        continue;
+                    }
+                    let entry = map.next_value()?;
+                    if entries.insert(name, entry).is_some() {
+                        return Err(serde::de::Error::custom("a tensor comes twice"));
                     }
                 }
                 Ok(Header(entries))
