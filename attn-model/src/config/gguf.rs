@@ -123,7 +123,7 @@ fn read(keys: &Metadata<'_>) -> Result<ModelConfig> {
         mlp: keys.extent("feed_forward_length", check::width)?,
         vocabulary: vocabulary(keys)?,
         context: keys.extent("context_length", check::context)?,
-        eps: check::number(file, EPS, eps, 0.0, 1.0)?,
+        eps: check::number(file, EPS, eps, 1e-12, 1.0)?,
         activation: if gemma { Activation::GeluTanh } else { Activation::Silu },
         biases: biases(gguf, family),
         qk_norm: matches!(family, Family::Qwen3 | Family::Gemma3),

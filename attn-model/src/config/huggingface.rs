@@ -104,7 +104,7 @@ fn read_as(family: Family, fields: &Fields<'_>) -> Result<ModelConfig> {
         mlp: fields.extent("intermediate_size", check::width)?,
         vocabulary: fields.extent("vocab_size", check::vocabulary)?,
         context: fields.extent("max_position_embeddings", check::context)?,
-        eps: check::number(file, "rms_norm_eps", eps, 0.0, 1.0)?,
+        eps: check::number(file, "rms_norm_eps", eps, 1e-12, 1.0)?,
         activation: activation(family, fields)?,
         biases: biases(family, fields)?,
         qk_norm: matches!(family, Family::Qwen3 | Family::Gemma3),
