@@ -170,6 +170,7 @@ fn templates_fail_with_a_reason() {
     for (source, reason) in [
         ("{{ raise_exception('no system here') }}", "no system here"),
         ("{% for %}", "syntax error"),
+        ("{%} x", "syntax error"),
         ("{{ strftime_now('%Q') }}", "date format"),
         ("{{ nothing_known() }}", "nothing_known"),
         ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "fuel"),

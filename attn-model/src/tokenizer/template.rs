@@ -74,11 +74,12 @@ fn without_generation(source: &str) -> String {
     while let Some(start) = rest.find("{%") {
         let (before, tag) = rest.split_at(start);
         text.push_str(before);
-        let Some(end) = tag.find("%}") else {
+        // The tag ends behind its start: `{%}` is none.
+        let Some(end) = tag[2..].find("%}") else {
             rest = tag;
             break;
         };
-        let (tag, behind) = tag.split_at(end);
+        let (tag, behind) = tag.split_at(2 + end);
         let word = tag[2..].trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim();
         match word {
             "generation" => text.push_str(&tag.replacen(word, "if true", 1)),
