@@ -1,0 +1,39 @@
+//! Decoder-only language models: loading them from Hugging Face folders and GGUF files.
+//!
+//! * [`Source`]: a model's files, opened and checked. Weights stay on disk until they are asked for.
+//! * [`ModelConfig`]: what the model is made of, in one form for all [families](Family).
+//! * [`RopeConfig`]: rotary frequencies, with the scalings for long contexts.
+//! * [`Weights`]: tensors, or rows of them, by their Hugging Face names, as f32, f16 or bf16.
+//! * [`Tokenizer`], [`ChatTemplate`], [`DecodeStream`]: text to tokens and back.
+//! * [`export`]: any source as a Hugging Face folder.
+//! * [`Error`]: the file, the key or the tensor, what was expected, what came.
+//!
+//! Files may be damaged or hostile: every length, count, offset and extent is held against the size of
+//! the file before anything is allocated for it.
+#![cfg_attr(doctest, doc = include_str!("../README.md"))]
+
+mod blob;
+mod cache;
+mod config;
+mod error;
+mod export;
+pub mod gguf;
+mod rope;
+mod source;
+mod tokenizer;
+mod weights;
+
+pub use attn_core;
+pub use attn_wgpu;
+pub use attn_wgpu::DType;
+pub use blob::Blob;
+pub use cache::cache_dir;
+pub use config::{
+    Activation, Biases, EMBEDDING, FINAL_NORM, Family, HEAD, LayerConfig, ModelConfig,
+};
+pub use error::{Error, Result};
+pub use export::{Progress, export};
+pub use rope::{RopeConfig, RopeScaling};
+pub use source::Source;
+pub use tokenizer::{ChatTemplate, DecodeStream, Message, Tokenizer};
+pub use weights::{TensorData, Values, Weights};
