@@ -1,6 +1,10 @@
-//! Operations that every other one needs: fill and strided copy.
+//! Operations that every other one needs: fill, strided copy, and elementwise functions.
 
 use std::sync::Arc;
+
+pub use crate::elementwise::{
+    add, add_into, convert, convert_into, gated, gated_into, soft_cap, soft_cap_into,
+};
 
 use crate::capabilities::{Capabilities, DeviceKind};
 use crate::error::Result;

@@ -425,6 +425,21 @@ impl Tensor {
         Ok(view)
     }
 
+    /// As [`Tensor::binding`], but of the whole buffer, where a binding may be so large: views that
+    /// move through one buffer then share a bind group.
+    pub(crate) fn whole_binding(&self) -> (Binding, usize) {
+        let bytes = self.storage.buffer.size() / 4 * 4;
+        if bytes > self.gpu.capabilities().max_binding_bytes.min(1 << 32) {
+            return self.binding();
+        }
+        (Binding { storage: Arc::clone(&self.storage), offset: 0, bytes }, self.offset)
+    }
+
+    /// The same buffer, from the same element on, with another layout, which must lie inside.
+    pub(crate) fn with_layout(&self, shape: Vec<usize>, strides: Vec<usize>) -> Tensor {
+        Tensor { shape, strides, ..self.clone() }
+    }
+
     /// The same bits read as another type of the same size.
     pub(crate) fn reinterpret(&self, dtype: DType) -> Tensor {
         Tensor { dtype, ..self.clone() }

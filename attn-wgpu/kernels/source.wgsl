@@ -1,0 +1,34 @@
+// How four neighbouring elements of a source lie in memory. Arithmetic is in f32 always.
+#ifdef SOURCE_F16
+alias Source = vec2<u32>;
+
+fn unpack_source(chunk: Source) -> vec4<f32> {
+  return from_f16(chunk);
+}
+
+fn pack_source(value: vec4<f32>) -> Source {
+  return to_f16(value);
+}
+#else
+#ifdef SOURCE_BF16
+alias Source = vec2<u32>;
+
+fn unpack_source(chunk: Source) -> vec4<f32> {
+  return from_bf16(chunk);
+}
+
+fn pack_source(value: vec4<f32>) -> Source {
+  return to_bf16(value);
+}
+#else
+alias Source = vec4<f32>;
+
+fn unpack_source(chunk: Source) -> vec4<f32> {
+  return chunk;
+}
+
+fn pack_source(value: vec4<f32>) -> Source {
+  return value;
+}
+#endif
+#endif

@@ -1,0 +1,34 @@
+// How four neighbouring elements of a target lie in memory. Arithmetic is in f32 always.
+#ifdef TARGET_F16
+alias Target = vec2<u32>;
+
+fn unpack_target(chunk: Target) -> vec4<f32> {
+  return from_f16(chunk);
+}
+
+fn pack_target(value: vec4<f32>) -> Target {
+  return to_f16(value);
+}
+#else
+#ifdef TARGET_BF16
+alias Target = vec2<u32>;
+
+fn unpack_target(chunk: Target) -> vec4<f32> {
+  return from_bf16(chunk);
+}
+
+fn pack_target(value: vec4<f32>) -> Target {
+  return to_bf16(value);
+}
+#else
+alias Target = vec4<f32>;
+
+fn unpack_target(chunk: Target) -> vec4<f32> {
+  return chunk;
+}
+
+fn pack_target(value: vec4<f32>) -> Target {
+  return value;
+}
+#endif
+#endif

@@ -1,0 +1,123 @@
+//! The kernels on rows in the variants that devices get.
+
+use super::{Sharing, elementwise, storage};
+use crate::activation::Activation;
+use crate::capabilities::Capabilities;
+use crate::elementwise::{Function, MAP};
+use crate::embedding::GATHER_ROWS;
+use crate::kernel::{Constants, KernelSource};
+use crate::norm::{self, NORM};
+use crate::ops;
+use crate::rope::{Layout, ROPE, RopeTable};
+use crate::sample::{self, Sampling};
+use crate::softmax::{self, LOG_SOFTMAX, SOFTMAX};
+use crate::tensor::DType;
+
+const TYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+
+/// One kernel, its constants, and the variant in words.
+pub(crate) type Variant = (KernelSource, Constants, String);
+
+/// Every variant of every kernel on rows.
+pub(crate) fn variants(capabilities: &Capabilities) -> Vec<Variant> {
+    let mut list = Vec::new();
+    maps(&mut list, capabilities);
+    reductions(&mut list, capabilities);
+    choices(&mut list, capabilities);
+    list
+}
+
+fn maps(list: &mut Vec<Variant>, capabilities: &Capabilities) {
+    let (constants, _) = elementwise(capabilities);
+    let functions = [Function::Convert, Function::Add, Function::SoftCap(1.0)];
+    let functions = functions.into_iter().chain(Activation::ALL.map(Function::Gate));
+    let functions: Vec<Function> = functions.collect();
+    for (source, target) in pairs() {
+        let types = format!("{} to {}", source.name(), target.name());
+        let constants = || storage(constants.clone(), source, Some(target));
+        for &function in &functions {
+            list.push((MAP, function.constants(constants()), format!("{function:?}, {types}")));
+        }
+        list.push((GATHER_ROWS, constants(), types.clone()));
+        for (layout, count) in [(Layout::Half, 4), (Layout::Half, 1), (Layout::Interleaved, 1)] {
+            let constants =
+                RopeTable::constants(elementwise(capabilities).0, layout, count, source, target);
+            list.push((ROPE, constants, format!("{layout:?}, {count} pairs, {types}")));
+        }
+    }
+    let ranks = Constants::new().int("WORKGROUP", ops::workgroup(capabilities));
+    list.push((sample::TOP_K_RANK, ranks, "any".into()));
+}
+
+fn reductions(list: &mut Vec<Variant>, capabilities: &Capabilities) {
+    for sharing in sharings(norm::PASSES, capabilities) {
+        for (source, target) in pairs() {
+            for flag in ["", "ADD", "LAYER"] {
+                let constants = storage(sharing.constants(), source, Some(target));
+                let constants = constants.flag(flag, !flag.is_empty());
+                list.push((NORM, constants, words(&sharing, source, flag)));
+            }
+        }
+    }
+    for sharing in sharings(softmax::PASSES, capabilities) {
+        for (source, target) in pairs() {
+            let constants = storage(sharing.constants(), source, Some(target));
+            list.push((SOFTMAX, constants, words(&sharing, source, target.name())));
+        }
+        for source in TYPES {
+            for (target, cap) in [(false, false), (true, false), (true, true)] {
+                let constants = storage(sharing.constants(), source, None)
+                    .flag("TARGET", target)
+                    .flag("SOFT_CAP", cap);
+                let flags = format!("target {target}, soft cap {cap}");
+                list.push((LOG_SOFTMAX, constants, words(&sharing, source, &flags)));
+            }
+        }
+    }
+}
+
+fn choices(list: &mut Vec<Variant>, capabilities: &Capabilities) {
+    for source in TYPES {
+        for sharing in sharings(sample::ARGMAX_PASSES, capabilities) {
+            let constants = storage(sharing.constants(), source, None);
+            list.push((sample::ARGMAX, constants, words(&sharing, source, "")));
+        }
+        for sharing in sharings(sample::TOP_K_PASSES, capabilities) {
+            let constants = storage(sharing.constants(), source, None);
+            list.push((sample::TOP_K, constants, words(&sharing, source, "")));
+        }
+        for sharing in sharings(sample::SAMPLE_PASSES, capabilities) {
+            for bits in 0..8u8 {
+                let sampling = Sampling {
+                    temperature: 1.0,
+                    top_k: (bits & 1 > 0).then_some(1),
+                    top_p: if bits & 2 > 0 { 0.5 } else { 1.0 },
+                    min_p: if bits & 4 > 0 { 0.5 } else { 0.0 },
+                };
+                let constants = sample::flags(&sampling, 2, sharing.constants(), source);
+                list.push((sample::SAMPLE, constants, words(&sharing, source, &format!("{bits}"))));
+            }
+        }
+    }
+}
+
+fn words(sharing: &Sharing, source: DType, rest: &str) -> String {
+    format!("{} lanes, {} {rest}", sharing.lanes, source.name())
+}
+
+/// Types of source and target.
+fn pairs() -> impl Iterator<Item = (DType, DType)> {
+    TYPES.into_iter().flat_map(|source| TYPES.map(|target| (source, target)))
+}
+
+/// How rows of any width are shared.
+fn sharings(passes: usize, capabilities: &Capabilities) -> Vec<Sharing> {
+    let mut found = Vec::new();
+    for bits in 0..=22 {
+        let sharing = Sharing::new(1 << bits, passes, capabilities);
+        if !found.contains(&sharing) {
+            found.push(sharing);
+        }
+    }
+    found
+}
