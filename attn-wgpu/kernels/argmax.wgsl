@@ -29,7 +29,7 @@ fn argmax(
 #import "arguments"
 ) {
 #import "row_item"
-  let best = row_best(row_at(row, params.x), in_row);
+  let best = row_best(at_place(numbers, params.x), in_row);
   if is_row && in_row == 0u {
     out[params.out_start + row] = best.element;
   }

@@ -29,22 +29,24 @@ fn gather_rows(
   @builtin(num_workgroups) counts: vec3<u32>,
   @builtin(local_invocation_index) lane: u32,
 ) {
+  // Read once: behind every store drivers would read them again.
+  let given = params;
   let first = linear_group(workgroup, counts) * (WORKGROUP * ITEMS) + lane;
   for (var i = 0u; i < ITEMS; i++) {
     let index = first + i * WORKGROUP;
-    let item = index / params.chunks;
-    let chunk = index % params.chunks;
-    if item >= params.count {
+    let item = index / given.chunks;
+    let chunk = index - item * given.chunks;
+    if item >= given.count {
       break;
     }
-    let id = ids[params.ids_start + item];
-    let out_at = params.out_start + item * params.out_stride + chunk;
-    if id >= params.table_rows && params.first_row == 0u {
-      out[out_at] = pack_target(vec4<f32>(bitcast<f32>(params.nan)));
+    let id = ids[given.ids_start + item];
+    let out_at = given.out_start + item * given.out_stride + chunk;
+    if id >= given.table_rows && given.first_row == 0u {
+      out[out_at] = pack_target(vec4<f32>(bitcast<f32>(given.nan)));
     }
-    if id >= params.first_row && id - params.first_row < params.window_rows {
-      let at = params.table_start + (id - params.first_row) * params.table_stride + chunk;
-      out[out_at] = pack_target(unpack_source(table[at]) * params.scale);
+    if id >= given.first_row && id - given.first_row < given.window_rows {
+      let at = given.table_start + (id - given.first_row) * given.table_stride + chunk;
+      out[out_at] = pack_target(unpack_source(table[at]) * given.scale);
     }
   }
 }

@@ -36,20 +36,20 @@ fn log_softmax(
 #import "arguments"
 ) {
 #import "row_item"
-  let x_at = row_at(row, params.x);
+  let x_at = at_place(numbers, params.x);
   let mass = row_mass(x_at, in_row);
   if !is_row || in_row > 0u {
     return;
   }
   let log_sum = log2(mass.sum) * LN_2;
 #ifdef TARGET
-  let element = targets[row_at(row, params.targets)];
-  let inside = element < params.width;
+  let element = targets[at_place(numbers, params.targets)];
+  let inside = element < width;
   let at = select(0u, element, inside);
   let value = logits(x_at, at / 4u)[at % 4u];
   let found = select(0xff800000u, bitcast<u32>((value - mass.top) - log_sum), value > EMPTY);
-  out[row_at(row, params.out)] = select(0x7fc00000u, found, inside);
+  out[at_place(numbers, params.out)] = select(0x7fc00000u, found, inside);
 #else
-  out[row_at(row, params.out)] = select(0xff800000u, bitcast<u32>(mass.top + log_sum), mass.top > EMPTY);
+  out[at_place(numbers, params.out)] = select(0xff800000u, bitcast<u32>(mass.top + log_sum), mass.top > EMPTY);
 #endif
 }

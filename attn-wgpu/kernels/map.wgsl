@@ -27,10 +27,10 @@ struct Params {
 @group(0) @binding(2) var<storage, read> b: array<Source>;
 #endif
 
-fn mapped(row: u32, chunk: u32) -> vec4<f32> {
-  let left = unpack_source(a[row_at(row, params.a) + chunk]);
+fn mapped(numbers: vec3<u32>, chunk: u32, given: Params) -> vec4<f32> {
+  let left = unpack_source(a[at_place(numbers, given.a) + chunk]);
 #ifdef BINARY
-  let right = unpack_source(b[row_at(row, params.b) + chunk]);
+  let right = unpack_source(b[at_place(numbers, given.b) + chunk]);
 #ifdef GATE
   return activate(left) * right;
 #else
@@ -38,7 +38,7 @@ fn mapped(row: u32, chunk: u32) -> vec4<f32> {
 #endif
 #else
 #ifdef SOFT_CAP
-  return soft_cap(left, params.cap);
+  return soft_cap(left, given.cap);
 #else
   return left;
 #endif
@@ -51,13 +51,16 @@ fn map(
   @builtin(num_workgroups) counts: vec3<u32>,
   @builtin(local_invocation_index) lane: u32,
 ) {
+  // Read once: behind every store drivers would read them again.
+  let given = params;
   let first = linear_group(workgroup, counts) * (WORKGROUP * ITEMS) + lane;
   for (var i = 0u; i < ITEMS; i++) {
     let index = first + i * WORKGROUP;
-    let row = index / params.chunks;
-    let chunk = index % params.chunks;
-    if row < params.rows {
-      out[row_at(row, params.out) + chunk] = pack_target(mapped(row, chunk));
+    let row = index / given.chunks;
+    let chunk = index - row * given.chunks;
+    let numbers = numbers_of(row, given.extent_1, given.extent_2);
+    if row < given.rows {
+      out[at_place(numbers, given.out) + chunk] = pack_target(mapped(numbers, chunk, given));
     }
   }
 }

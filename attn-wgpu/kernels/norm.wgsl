@@ -36,9 +36,9 @@ const LARGE_SUM = 1e36;
 
 // 1 / sqrt(mean square + eps).
 fn inverse_root(sums: vec4<f32>) -> f32 {
-  let width = f32(params.width);
-  let plain = inverseSqrt(min(sums.x, LARGE_SUM) / width + params.eps);
-  let large = inverseSqrt(max(sums.y / width, 1e-30)) * SMALL;
+  let count = f32(width);
+  let plain = inverseSqrt(min(sums.x, LARGE_SUM) / count + params.eps);
+  let large = inverseSqrt(max(sums.y / count, 1e-30)) * SMALL;
   return select(large, plain, sums.x < LARGE_SUM);
 }
 
@@ -47,19 +47,24 @@ fn norm(
 #import "arguments"
 ) {
 #import "row_item"
-  let chunks = (params.width + 3u) / 4u;
-  let x_at = row_at(row, params.x);
-  let out_at = row_at(row, params.out);
+  let chunks = (width + 3u) / 4u;
+  let weight_start = params.weight_start;
+  let weight_offset = params.weight_offset;
+#ifdef LAYER
+  let bias_start = params.bias_start;
+#endif
+  let x_at = at_place(numbers, params.x);
+  let out_at = at_place(numbers, params.out);
 #ifdef ADD
-  let delta_at = row_at(row, params.delta);
-  let sum_at = row_at(row, params.sum);
+  let delta_at = at_place(numbers, params.delta);
+  let sum_at = at_place(numbers, params.sum);
 #endif
 
   var mean = 0.0;
 #ifdef LAYER
   var total = vec4<f32>(0.0);
   for (var c = in_row; c < chunks; c += LANES) {
-    total += unpack_source(x[x_at + c]) / f32(params.width);
+    total += unpack_source(x[x_at + c]) / f32(width);
   }
   mean = horizontal(add_row(total));
 #endif
@@ -78,7 +83,7 @@ fn norm(
     // Elements behind the width are 0, and would differ from the mean.
     let elements = 4u * c + vec4<u32>(0u, 1u, 2u, 3u);
     let deviation = unpack_source(x[x_at + c]) - mean;
-    let value = select(vec4<f32>(0.0), deviation, elements < vec4<u32>(params.width));
+    let value = select(vec4<f32>(0.0), deviation, elements < vec4<u32>(width));
 #else
     let value = unpack_source(x[x_at + c]);
 #endif
@@ -98,9 +103,9 @@ fn norm(
 #else
     let value = unpack_source(x[x_at + c]) - mean;
 #endif
-    let scale = weight[params.weight_start + c] + params.weight_offset;
+    let scale = weight[weight_start + c] + weight_offset;
 #ifdef LAYER
-    out[out_at + c] = pack_target(fma(value * factor, scale, bias[params.bias_start + c]));
+    out[out_at + c] = pack_target(fma(value * factor, scale, bias[bias_start + c]));
 #else
     out[out_at + c] = pack_target(value * factor * scale);
 #endif

@@ -26,12 +26,12 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> out: array<Target>; // strided [B, H, N, D]
 
 // The partners of a chunk's elements.
-fn partners(at: u32, chunk: u32, own: vec4<f32>) -> vec4<f32> {
+fn partners(at: u32, chunk: u32, own: vec4<f32>, pairs: u32) -> vec4<f32> {
 #ifdef INTERLEAVED
   return own.yxwz;
 #else
 #ifdef ALIGNED
-  let half = params.pairs / 4u;
+  let half = pairs / 4u;
   let other = select(chunk - half, chunk + half, chunk < half);
   return unpack_source(x[at + select(chunk, other, chunk < 2u * half)]);
 #else
@@ -39,8 +39,8 @@ fn partners(at: u32, chunk: u32, own: vec4<f32>) -> vec4<f32> {
   #unroll
   for (var j = 0u; j < 4u; j++) {
     let i = 4u * chunk + j;
-    let other = select(i - params.pairs, i + params.pairs, i < params.pairs);
-    if i < 2u * params.pairs {
+    let other = select(i - pairs, i + pairs, i < pairs);
+    if i < 2u * pairs {
       found[j] = unpack_source(x[at + other / 4u])[other % 4u];
     }
   }
@@ -49,19 +49,13 @@ fn partners(at: u32, chunk: u32, own: vec4<f32>) -> vec4<f32> {
 #endif
 }
 
-fn rotated(row: u32, chunk: u32) -> vec4<f32> {
-  let position = positions[row_at(row, params.positions)];
-  if position >= params.table_rows {
-    return vec4<f32>(bitcast<f32>(params.nan));
-  }
-  let at = row_at(row, params.x);
+fn rotated(numbers: vec3<u32>, chunk: u32, given: Params) -> vec4<f32> {
+  let position = positions[at_place(numbers, given.positions)];
+  let at = at_place(numbers, given.x);
   let own = unpack_source(x[at + chunk]);
-  if 4u * chunk >= 2u * params.pairs {
-    return own;
-  }
-  let other = partners(at, chunk, own);
-  let cosines = position * 2u * params.pairs;
-  let sines = cosines + params.pairs;
+  let other = partners(at, chunk, own, given.pairs);
+  let cosines = min(position, max(given.table_rows, 1u) - 1u) * 2u * given.pairs;
+  let sines = cosines + given.pairs;
   var value = own;
   #unroll
   for (var j = 0u; j < 4u; j++) {
@@ -70,15 +64,15 @@ fn rotated(row: u32, chunk: u32) -> vec4<f32> {
     let pair = i / 2u;
     let is_first = i % 2u == 0u;
 #else
-    let pair = i % params.pairs;
-    let is_first = i < params.pairs;
+    let is_first = i < given.pairs;
+    let pair = select(i - given.pairs, i, is_first);
 #endif
-    if i < 2u * params.pairs {
+    if i < 2u * given.pairs {
       let sine = table[sines + pair];
       value[j] = fma(own[j], table[cosines + pair], other[j] * select(sine, -sine, is_first));
     }
   }
-  return value;
+  return select(vec4<f32>(bitcast<f32>(given.nan)), value, position < given.table_rows);
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -87,13 +81,16 @@ fn rope(
   @builtin(num_workgroups) counts: vec3<u32>,
   @builtin(local_invocation_index) lane: u32,
 ) {
+  // Read once: behind every store drivers would read them again.
+  let given = params;
   let first = linear_group(workgroup, counts) * (WORKGROUP * ITEMS) + lane;
   for (var i = 0u; i < ITEMS; i++) {
     let index = first + i * WORKGROUP;
-    let row = index / params.chunks;
-    let chunk = index % params.chunks;
-    if row < params.rows {
-      out[row_at(row, params.out) + chunk] = pack_target(rotated(row, chunk));
+    let row = index / given.chunks;
+    let chunk = index - row * given.chunks;
+    let numbers = numbers_of(row, given.extent_1, given.extent_2);
+    if row < given.rows {
+      out[at_place(numbers, given.out) + chunk] = pack_target(rotated(numbers, chunk, given));
     }
   }
 }

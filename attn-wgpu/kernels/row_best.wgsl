@@ -5,7 +5,7 @@ struct Best {
 }
 
 fn row_best(at: u32, in_row: u32) -> Best {
-  let chunks = (params.width + 3u) / 4u;
+  let chunks = (width + 3u) / 4u;
   var top = vec4<u32>(0u);
   var top_chunk = vec4<u32>(in_row);
   for (var c = in_row; c < chunks; c += LANES) {

@@ -10,6 +10,8 @@
 #else
   lane = local_index;
 #endif
+  width = params.width;
   let in_row = lane % LANES;
   let row = min(first_row + lane / LANES, params.rows - 1u);
   let is_row = first_row + lane / LANES < params.rows;
+  let numbers = numbers_of(row, params.extent_1, params.extent_2);

@@ -18,7 +18,7 @@ fn logits(at: u32, chunk: u32) -> vec4<f32> {
 #ifdef SOFT_CAP
   value = soft_cap(value, params.cap);
 #endif
-  return select(vec4<f32>(LOWEST), max(value, vec4<f32>(LOWEST)), elements < vec4<u32>(params.width));
+  return select(vec4<f32>(LOWEST), max(value, vec4<f32>(LOWEST)), elements < vec4<u32>(width));
 }
 
 fn weights(value: vec4<f32>, top: f32) -> vec4<f32> {
@@ -26,7 +26,7 @@ fn weights(value: vec4<f32>, top: f32) -> vec4<f32> {
 }
 
 fn row_mass(at: u32, in_row: u32) -> Mass {
-  let chunks = (params.width + 3u) / 4u;
+  let chunks = (width + 3u) / 4u;
   var top = LOWEST;
   var sum = vec4<f32>(0.0);
   for (var c = in_row; c < chunks; c += LANES) {

@@ -4,8 +4,13 @@ struct Place {
   start: u32, stride_0: u32, stride_1: u32, stride_2: u32,
 }
 
-fn row_at(row: u32, place: Place) -> u32 {
-  let plane = row / params.extent_2;
-  return place.start + plane / params.extent_1 * place.stride_0
-    + plane % params.extent_1 * place.stride_1 + row % params.extent_2 * place.stride_2;
+// The three numbers of a row.
+fn numbers_of(row: u32, extent_1: u32, extent_2: u32) -> vec3<u32> {
+  let plane = row / extent_2;
+  let outer = plane / extent_1;
+  return vec3<u32>(outer, plane - outer * extent_1, row - plane * extent_2);
+}
+
+fn at_place(numbers: vec3<u32>, place: Place) -> u32 {
+  return place.start + numbers.x * place.stride_0 + numbers.y * place.stride_1 + numbers.z * place.stride_2;
 }

@@ -5,6 +5,8 @@
 const ROWS = WORKGROUP / LANES;
 
 var<private> lane: u32;
+// Elements of a row. A copy, as drivers read parameters again behind every store.
+var<private> width: u32;
 
 #ifdef ACROSS
 var<workgroup> row_parts: array<vec4<f32>, WORKGROUP / SHUFFLED>;

@@ -13,13 +13,15 @@ struct Scale {
 }
 
 const SMALLEST_POWER = -126.0;
+// Its key. It weighs nothing, as NaN.
+const MINUS_INFINITY = 0x007fffffu;
 
 fn weights_of(keys: vec4<u32>, scale: Scale) -> vec4<f32> {
   let limit = vec4<f32>(3e38);
   let value = clamp(bitcast<vec4<f32>>(select(~keys, keys ^ vec4<u32>(0x80000000u), keys >= vec4<u32>(0x80000000u))), -limit, limit);
   let power = min((value - scale.top) * scale.slope, vec4<f32>(0.0));
   // What would be a subnormal is 0 on every device.
-  let counts = keys > vec4<u32>(0u) && power >= vec4<f32>(SMALLEST_POWER);
+  let counts = (keys > vec4<u32>(MINUS_INFINITY)) & (power >= vec4<f32>(SMALLEST_POWER));
   return select(vec4<f32>(0.0), exp2(max(power, vec4<f32>(SMALLEST_POWER))), counts);
 }
 
@@ -29,7 +31,7 @@ fn weight_of(key: u32, scale: Scale) -> f32 {
 
 // What all elements above `key` weigh, and how many are equal to it.
 fn beyond(at: u32, in_row: u32, key: u32, scale: Scale) -> vec2<f32> {
-  let chunks = (params.width + 3u) / 4u;
+  let chunks = (width + 3u) / 4u;
   var sums = vec4<f32>(0.0);
   for (var c = in_row; c < chunks; c += LANES) {
     let keys = chunk_keys(at, c);
@@ -44,7 +46,7 @@ fn beyond(at: u32, in_row: u32, key: u32, scale: Scale) -> vec2<f32> {
 // The largest key such that elements of at least it weigh `wanted` or more, two bits a round, or are
 // so many if `count`.
 fn search(at: u32, in_row: u32, wanted: f32, count: bool, scale: Scale) -> u32 {
-  let chunks = (params.width + 3u) / 4u;
+  let chunks = (width + 3u) / 4u;
   var key = 0u;
   for (var round = 0u; round < 16u; round++) {
     let shift = 30u - 2u * round;
@@ -76,7 +78,7 @@ struct Slice {
 }
 
 fn slice_of(in_row: u32) -> Slice {
-  let chunks = (params.width + 3u) / 4u;
+  let chunks = (width + 3u) / 4u;
   let each = (chunks + LANES - 1u) / LANES;
   return Slice(min(in_row * each, chunks), min((in_row + 1u) * each, chunks));
 }

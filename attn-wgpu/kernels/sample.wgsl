@@ -42,7 +42,7 @@ var<workgroup> slices: array<vec2<f32>, WORKGROUP>;
 fn choose(at: u32, in_row: u32, scale: Scale) -> Choice {
   var choice = Choice(0u, 0xffffffffu);
 #ifdef TOP_K
-  let wanted = f32(min(params.top_k, params.width));
+  let wanted = f32(min(params.top_k, width));
   choice.key = search(at, in_row, wanted, true, scale);
   let above_k = beyond(at, in_row, choice.key, Scale(scale.top, 0.0)).x;
   choice.quota = u32(max(wanted - above_k, 1.0));
@@ -74,7 +74,7 @@ fn sample(
 #import "arguments"
 ) {
 #import "row_item"
-  let at = row_at(row, params.x);
+  let at = at_place(numbers, params.x);
   let best = row_best(at, in_row);
   let top = clamp(bitcast<f32>(bits_of_key(max(best.key, 1u))), -3e38, 3e38);
   let scale = Scale(top, params.slope);

@@ -27,14 +27,14 @@ fn softmax(
 #import "arguments"
 ) {
 #import "row_item"
-  let x_at = row_at(row, params.x);
-  let out_at = row_at(row, params.out);
+  let x_at = at_place(numbers, params.x);
+  let out_at = at_place(numbers, params.out);
   let mass = row_mass(x_at, in_row);
   if !is_row {
     return;
   }
   let factor = select(0.0, 1.0 / mass.sum, mass.top > EMPTY);
-  let chunks = (params.width + 3u) / 4u;
+  let chunks = (width + 3u) / 4u;
   for (var c = in_row; c < chunks; c += LANES) {
     out[out_at + c] = pack_target(weights(logits(x_at, c), mass.top) * factor);
   }

@@ -32,7 +32,7 @@ fn top_k(
 #import "arguments"
 ) {
 #import "row_item"
-  let at = row_at(row, params.x);
+  let at = at_place(numbers, params.x);
   let unused = Scale(0.0, 0.0);
   let key = search(at, in_row, f32(params.count), true, unused);
 
@@ -42,7 +42,7 @@ fn top_k(
     let keys = chunk_keys(at, c);
     #unroll
     for (var j = 0u; j < 4u; j++) {
-      let inside = 4u * c + j < params.width;
+      let inside = 4u * c + j < width;
       own += vec2<u32>(select(0u, 1u, keys[j] > key), select(0u, 1u, inside && keys[j] == key));
     }
   }
@@ -65,7 +65,7 @@ fn top_k(
   for (var c = slice.start; c < slice.end; c++) {
     let keys = chunk_keys(at, c);
     for (var j = 0u; j < 4u; j++) {
-      let is_equal = 4u * c + j < params.width && keys[j] == key;
+      let is_equal = 4u * c + j < width && keys[j] == key;
       if (keys[j] > key || (is_equal && equals < quota)) && place < params.count {
         found_keys[row * params.count + place] = keys[j];
         found_elements[row * params.count + place] = 4u * c + j;

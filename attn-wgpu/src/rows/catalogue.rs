@@ -50,21 +50,23 @@ fn maps(list: &mut Vec<Variant>, capabilities: &Capabilities) {
 }
 
 fn reductions(list: &mut Vec<Variant>, capabilities: &Capabilities) {
-    for sharing in sharings(norm::PASSES, capabilities) {
-        for (source, target) in pairs() {
+    for (sharing, types) in sharings(norm::PASSES, capabilities) {
+        for (source, target) in types.pairs() {
             for flag in ["", "ADD", "LAYER"] {
                 let constants = storage(sharing.constants(), source, Some(target));
                 let constants = constants.flag(flag, !flag.is_empty());
-                list.push((NORM, constants, words(&sharing, source, flag)));
+                let rest = format!("to {} {flag}", target.name());
+                list.push((NORM, constants, words(&sharing, source, &rest)));
             }
         }
     }
-    for sharing in sharings(softmax::PASSES, capabilities) {
-        for (source, target) in pairs() {
+    for (sharing, types) in sharings(softmax::PASSES, capabilities) {
+        for (source, target) in types.pairs() {
             let constants = storage(sharing.constants(), source, Some(target));
-            list.push((SOFTMAX, constants, words(&sharing, source, target.name())));
+            let rest = format!("to {}", target.name());
+            list.push((SOFTMAX, constants, words(&sharing, source, &rest)));
         }
-        for source in TYPES {
+        for &source in types.0 {
             for (target, cap) in [(false, false), (true, false), (true, true)] {
                 let constants = storage(sharing.constants(), source, None)
                     .flag("TARGET", target)
@@ -77,16 +79,17 @@ fn reductions(list: &mut Vec<Variant>, capabilities: &Capabilities) {
 }
 
 fn choices(list: &mut Vec<Variant>, capabilities: &Capabilities) {
-    for source in TYPES {
-        for sharing in sharings(sample::ARGMAX_PASSES, capabilities) {
-            let constants = storage(sharing.constants(), source, None);
-            list.push((sample::ARGMAX, constants, words(&sharing, source, "")));
+    let whole = [(sample::ARGMAX, sample::ARGMAX_PASSES), (sample::TOP_K, sample::TOP_K_PASSES)];
+    for (kernel, passes) in whole {
+        for (sharing, types) in sharings(passes, capabilities) {
+            for &source in types.0 {
+                let constants = storage(sharing.constants(), source, None);
+                list.push((kernel, constants, words(&sharing, source, "")));
+            }
         }
-        for sharing in sharings(sample::TOP_K_PASSES, capabilities) {
-            let constants = storage(sharing.constants(), source, None);
-            list.push((sample::TOP_K, constants, words(&sharing, source, "")));
-        }
-        for sharing in sharings(sample::SAMPLE_PASSES, capabilities) {
+    }
+    for (sharing, types) in sharings(sample::SAMPLE_PASSES, capabilities) {
+        for &source in types.0 {
             for bits in 0..8u8 {
                 let sampling = Sampling {
                     temperature: 1.0,
@@ -107,17 +110,31 @@ fn words(sharing: &Sharing, source: DType, rest: &str) -> String {
 
 /// Types of source and target.
 fn pairs() -> impl Iterator<Item = (DType, DType)> {
-    TYPES.into_iter().flat_map(|source| TYPES.map(|target| (source, target)))
+    Types(&TYPES).pairs()
 }
 
-/// How rows of any width are shared.
-fn sharings(passes: usize, capabilities: &Capabilities) -> Vec<Sharing> {
-    let mut found = Vec::new();
+/// Storage types to combine.
+struct Types(&'static [DType]);
+
+impl Types {
+    fn pairs(&self) -> impl Iterator<Item = (DType, DType)> + use<> {
+        let types = self.0;
+        types.iter().flat_map(move |&source| types.iter().map(move |&target| (source, target)))
+    }
+}
+
+/// How rows of any width are shared; types are combined for one of them.
+fn sharings(passes: usize, capabilities: &Capabilities) -> Vec<(Sharing, Types)> {
+    let paired = Sharing::new(PAIRED, passes, capabilities);
+    let mut found = vec![(paired, Types(&TYPES))];
     for bits in 0..=22 {
         let sharing = Sharing::new(1 << bits, passes, capabilities);
-        if !found.contains(&sharing) {
-            found.push(sharing);
+        if found.iter().all(|(known, _)| *known != sharing) {
+            found.push((sharing, Types(&[DType::F32])));
         }
     }
     found
 }
+
+/// The width for which types are combined.
+const PAIRED: usize = 1024;

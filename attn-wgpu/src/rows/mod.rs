@@ -84,7 +84,10 @@ impl Sharing {
     pub(crate) fn new(width: usize, passes: usize, capabilities: &Capabilities) -> Sharing {
         let chunks = width.div_ceil(4).max(1);
         let cpu = capabilities.kind == DeviceKind::Cpu;
-        let (usual, base) = if cpu { (8, 16) } else { (256, 128) };
+        let (usual, base) = if cpu { (8, 32) } else { (256, 128) };
+        // A workgroup of several rows repeats the last one where there are no more, so wide rows have
+        // their own.
+        let base = if chunks > 1024 { 1 } else { base };
         let most = if capabilities.subgroups.is_some() { usual } else { usual.min(32) };
         // Lanes that have less than a few vec4s cost more than they help.
         let wanted = chunks.div_ceil(if cpu { 2 } else { 4 }).next_power_of_two().min(most);
@@ -348,8 +351,9 @@ mod tests {
             (1024, 2, &gpu, 128, 64, 32),
             (16_384, 2, &gpu, 256, 256, 32),
             (1024, 2, &plain, 128, 32, 1),
-            (4, 2, &cpu, 16, 1, 1),
-            (1024, 2, &cpu, 16, 8, 8),
+            (8192, 2, &cpu, 8, 8, 8),
+            (4, 2, &cpu, 32, 1, 1),
+            (1024, 2, &cpu, 32, 8, 8),
             (262_144, 36, &cpu, 64, 64, 8),
         ] {
             let want = Sharing { workgroup, lanes, shuffled };
