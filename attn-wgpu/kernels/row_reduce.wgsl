@@ -30,7 +30,6 @@ fn add_row(value: vec4<f32>) -> vec4<f32> {
   workgroupBarrier();
   let first = lane / LANES * PARTS;
   sum = vec4<f32>(0.0);
-  #unroll
   for (var part = 0u; part < PARTS; part++) {
     sum += row_parts[first + part];
   }
@@ -54,7 +53,6 @@ fn max_row(value: u32) -> u32 {
   workgroupBarrier();
   let first = lane / LANES * PARTS;
   top = 0u;
-  #unroll
   for (var part = 0u; part < PARTS; part++) {
     top = max(top, row_keys[first + part]);
   }

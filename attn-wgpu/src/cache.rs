@@ -143,8 +143,7 @@ impl KvCache {
         if tokens == 0 || (is_alone && fits) {
             return Ok(());
         }
-        let capacity =
-            if fits { self.capacity() } else { needed.max(2 * self.capacity()).max(16) };
+        let capacity = if fits { self.capacity() } else { needed.max(2 * self.capacity()).max(16) };
         let extents = [self.batch, self.heads_kv, capacity];
         let grown = Buffers::new(&self.gpu, extents, self.dims, self.dtype)?;
         for (old, new) in self.buffers.0.iter().zip(&grown.0) {
@@ -184,8 +183,9 @@ impl KvCache {
 impl Buffers {
     fn new(gpu: &Gpu, extents: [usize; 3], dims: [usize; 2], dtype: DType) -> Result<Buffers> {
         let [batch, heads, capacity] = extents;
-        let buffer =
-            |dim: usize| Tensor::uninit(gpu, &[batch, heads, capacity, dim.next_multiple_of(4)], dtype);
+        let buffer = |dim: usize| {
+            Tensor::uninit(gpu, &[batch, heads, capacity, dim.next_multiple_of(4)], dtype)
+        };
         Ok(Buffers([buffer(dims[0])?, buffer(dims[1])?]))
     }
 }

@@ -90,9 +90,8 @@ fn run(table: &Tensor, ids: &Tensor, scale: f32, out: &Tensor) -> Result<()> {
         });
     }
     let table = rows::source(table)?;
-    let first = |window: &Tensor| {
-        (window.buffer().1 - table.buffer().1) / table.strides()[2].max(1)
-    };
+    let first =
+        |window: &Tensor| (window.buffer().1 - table.buffer().1) / table.strides()[2].max(1);
     rows::windows(&[&table], 2..3, &mut |tables| {
         rows::windows(&[&out, &ids], 2..3, &mut |windows| {
             part(tables[0], first(tables[0]), table.shape()[2], windows, scale)

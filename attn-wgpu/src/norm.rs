@@ -196,13 +196,7 @@ fn checked_as(arg: &'static str, x: &Tensor, weight: &Tensor) -> Result<Tensor> 
     rows::weights(arg, weight, x.shape().last().copied().unwrap_or(1))
 }
 
-fn run(
-    x: &Tensor,
-    weight: &Tensor,
-    config: &RmsNorm,
-    form: Form<'_>,
-    out: &Tensor,
-) -> Result<()> {
+fn run(x: &Tensor, weight: &Tensor, config: &RmsNorm, form: Form<'_>, out: &Tensor) -> Result<()> {
     let width = x.shape().last().copied().unwrap_or(1);
     let gpu = x.gpu();
     let sharing = Sharing::new(width, PASSES, gpu.capabilities());

@@ -316,8 +316,7 @@ impl RopeTable {
         };
         let x = rows::source(x)?;
         let (constants, per_group) = rows::elementwise(gpu.capabilities());
-        let constants =
-            Self::constants(constants, self.rope.layout, pairs, x.dtype(), out.dtype());
+        let constants = Self::constants(constants, self.rope.layout, pairs, x.dtype(), out.dtype());
         let kernel = gpu.kernel(&ROPE, constants)?;
         rows::windows(&[&x, positions, out], 0..3, &mut |windows| {
             let &[x, positions, out] = windows else { return Ok(()) };

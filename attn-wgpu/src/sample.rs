@@ -161,7 +161,11 @@ fn rank(found: [&Tensor; 2], sorted: [&Tensor; 2], k: usize) -> Result<()> {
     let count = found[0].len();
     // Windows of rows of the results begin where their rows do, not where bindings may.
     let target = |tensor: &Tensor| -> Result<Tensor> {
-        if tensor.binding().1 == 0 { Ok(tensor.clone()) } else { Tensor::uninit(gpu, tensor.shape(), tensor.dtype()) }
+        if tensor.binding().1 == 0 {
+            Ok(tensor.clone())
+        } else {
+            Tensor::uninit(gpu, tensor.shape(), tensor.dtype())
+        }
     };
     let targets = [target(sorted[0])?, target(sorted[1])?];
     let [keys, elements] = found.map(|tensor| tensor.binding().0);

@@ -112,8 +112,7 @@ fn run(x: &Tensor, out: &Tensor) -> Result<()> {
     let kernel = gpu.kernel(&SOFTMAX, constants)?;
     rows::windows(&[&x, out], 0..3, &mut |windows| {
         let ((x, x_place), (out, out_place)) = (rows::bind(windows[0]), rows::bind(windows[1]));
-        let params =
-            Params { extents: Extents::of(windows[0], width), x: x_place, out: out_place };
+        let params = Params { extents: Extents::of(windows[0], width), x: x_place, out: out_place };
         let groups = sharing.groups(params.extents.rows);
         let (params, work) = (bytemuck::bytes_of(&params), 8.0 * windows[0].len() as f64);
         kernel.dispatch(gpu, &Call { bindings: &[x, out], params, groups, work })

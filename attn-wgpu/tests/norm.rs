@@ -214,7 +214,9 @@ fn wrong_calls_are_refused() {
         ("soft_cap", ops::soft_cap(&x, 0.0)),
     ] {
         match result {
-            Err(Error::Core(error)) => assert!(error.to_string().contains(&format!("`{arg}`")), "{error}"),
+            Err(Error::Core(error)) => {
+                assert!(error.to_string().contains(&format!("`{arg}`")), "{error}")
+            }
             other => panic!("{arg}: {other:?}"),
         }
     }

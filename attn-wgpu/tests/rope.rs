@@ -45,8 +45,27 @@ fn frequencies() {
 
 const PLAIN_1: (usize, f64) = (1, 6.97830584859866376e-01);
 const PLAIN_31: (usize, f64) = (31, 1.43301257023696271e-05);
-const LLAMA3: [(usize, f64); 7] = [(0, 1.00000000000000000e+00), (10, 1.65604400809944464e-02), (13, 4.83942134571989282e-03), (15, 1.29054792820926375e-03), (17, 9.70828780262767289e-05), (20, 8.57025548988147810e-06), (31, 9.41830672543491001e-08)];
-const YARN: [(usize, f64); 10] = [(0, 1.00000000000000000e+00), (20, 1.33352143216332406e-02), (23, 6.97830584859866331e-03), (24, 5.37532149079010188e-03), (30, 1.06436098124700171e-03), (35, 2.46258406908938686e-04), (39, 6.49039432083702928e-05), (40, 4.44569852509730674e-05), (41, 3.58253142559240685e-05), (63, 3.10234440187929882e-07)];
+const LLAMA3: [(usize, f64); 7] = [
+    (0, 1.00000000000000000e+00),
+    (10, 1.65604400809944464e-02),
+    (13, 4.83942134571989282e-03),
+    (15, 1.29054792820926375e-03),
+    (17, 9.70828780262767289e-05),
+    (20, 8.57025548988147810e-06),
+    (31, 9.41830672543491001e-08),
+];
+const YARN: [(usize, f64); 10] = [
+    (0, 1.00000000000000000e+00),
+    (20, 1.33352143216332406e-02),
+    (23, 6.97830584859866331e-03),
+    (24, 5.37532149079010188e-03),
+    (30, 1.06436098124700171e-03),
+    (35, 2.46258406908938686e-04),
+    (39, 6.49039432083702928e-05),
+    (40, 4.44569852509730674e-05),
+    (41, 3.58253142559240685e-05),
+    (63, 3.10234440187929882e-07),
+];
 
 fn rotate(rope: &Rope, head: &[f32], position: u32) -> Vec<f64> {
     let mut out: Vec<f64> = head.iter().map(|&x| f64::from(x)).collect();
@@ -217,8 +236,7 @@ fn tables_over_the_binding_limit() {
     if gpu().is_none() {
         return;
     }
-    let limits =
-        wgpu::Limits { max_storage_buffer_binding_size: 4096, ..wgpu::Limits::default() };
+    let limits = wgpu::Limits { max_storage_buffer_binding_size: 4096, ..wgpu::Limits::default() };
     let Some(small) = open(Gpu::builder().limits(limits)) else { return };
     let (rows, width) = (301, 20);
     let data = fill(5, 0, Values::Normal, rows * width);
@@ -257,7 +275,12 @@ fn positions_beyond_the_table_are_nan() {
     let x = Tensor::full(&gpu, &[1, 1, 3, 6], 1f32).unwrap();
     let ids = Tensor::from_slice(&gpu, &[0u32, 99, u32::MAX], &[3]).unwrap();
     let nan = |tensor: &Tensor| -> Vec<bool> {
-        tensor.to_vec::<f32>().unwrap().chunks(6).map(|row| row.iter().all(|x| x.is_nan())).collect()
+        tensor
+            .to_vec::<f32>()
+            .unwrap()
+            .chunks(6)
+            .map(|row| row.iter().all(|x| x.is_nan()))
+            .collect()
     };
     assert_eq!(nan(&table.apply(&x, &ids).unwrap()), [true, true, true]);
     table.reserve(1).unwrap();
@@ -295,7 +318,9 @@ fn wrong_calls_are_refused() {
         ("factor", Rope::linear(8, 1e4, 0.0).map(|_| x.clone())),
     ] {
         match result {
-            Err(Error::Core(error)) => assert!(error.to_string().contains(&format!("`{arg}`")), "{error}"),
+            Err(Error::Core(error)) => {
+                assert!(error.to_string().contains(&format!("`{arg}`")), "{error}")
+            }
             other => panic!("{arg}: {other:?}"),
         }
     }

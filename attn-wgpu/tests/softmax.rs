@@ -16,7 +16,11 @@ fn wide(data: &[f32]) -> Vec<f64> {
 
 fn lse(row: &[f64]) -> f64 {
     let top = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    if top == f64::NEG_INFINITY { top } else { top + row.iter().map(|x| (x - top).exp()).sum::<f64>().ln() }
+    if top == f64::NEG_INFINITY {
+        top
+    } else {
+        top + row.iter().map(|x| (x - top).exp()).sum::<f64>().ln()
+    }
 }
 
 fn softmax_of(row: &[f64]) -> Vec<f64> {
@@ -207,7 +211,8 @@ fn judge(
     seed: u64,
 ) -> Result<(), TestCaseError> {
     let rows = data.len() / width;
-    let numbers: Vec<f32> = (0..rows).map(|i| uniform(seed, 9, i as u64) as f32 * 0.999_999).collect();
+    let numbers: Vec<f32> =
+        (0..rows).map(|i| uniform(seed, 9, i as u64) as f32 * 0.999_999).collect();
     let x = upload(gpu, data, &[rows, width], dtype).unwrap();
     let u = Tensor::from_slice(gpu, &numbers, &[rows]).unwrap();
     let got = sample(&x, sampling, &u).unwrap().to_vec::<u32>().unwrap();
@@ -349,7 +354,9 @@ fn wrong_calls_are_refused() {
         ("min_p", sample(&x, &Sampling { min_p: f32::NAN, ..plain }, &u)),
     ] {
         match result {
-            Err(Error::Core(error)) => assert!(error.to_string().contains(&format!("`{arg}`")), "{error}"),
+            Err(Error::Core(error)) => {
+                assert!(error.to_string().contains(&format!("`{arg}`")), "{error}")
+            }
             other => panic!("{arg}: {other:?}"),
         }
     }

@@ -138,3 +138,80 @@ fn sharings(passes: usize, capabilities: &Capabilities) -> Vec<(Sharing, Types)>
 
 /// The width for which types are combined.
 const PAIRED: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::norm::RmsNorm;
+    use crate::rope::Rope;
+    use crate::{Error, Gpu, Result, Tensor, embedding, sample as choose, softmax as soft};
+
+    /// Calls that need every kernel, some in several variants.
+    fn calls(gpu: &Gpu) -> Result<()> {
+        let numbers = Tensor::zeros(gpu, &[3], DType::U32)?;
+        let uniform = Tensor::zeros(gpu, &[3], DType::F32)?;
+        for (width, dtype) in [(5, DType::F32), (1024, DType::F16), (9000, DType::F32)] {
+            let x = Tensor::zeros(gpu, &[3, width], dtype)?;
+            let weight = Tensor::zeros(gpu, &[width], DType::F32)?;
+            let config = RmsNorm::new(1e-6).with_dtype(dtype);
+            norm::rms_norm(&x, &weight, &config)?;
+            norm::rms_norm_add(&x, &x, &weight, &config)?;
+            norm::layer_norm(&x, &weight, &weight, 1e-6)?;
+            soft::softmax(&x)?;
+            soft::log_sum_exp(&x)?;
+            soft::log_softmax_gather(&x, &numbers, None)?;
+            soft::log_softmax_gather(&x, &numbers, Some(30.0))?;
+            choose::argmax(&x)?;
+            choose::top_k(&x, 2)?;
+            for (top_k, top_p, min_p) in [(None, 1.0, 0.0), (Some(3), 0.5, 0.1)] {
+                let sampling = Sampling { temperature: 1.0, top_k, top_p, min_p };
+                choose::sample(&x, &sampling, &uniform)?;
+            }
+            ops::convert(&x, DType::BF16)?;
+            ops::soft_cap(&x, 30.0)?;
+            ops::add(&x, &x)?;
+            ops::gated(&x, &x, Activation::Silu)?;
+            embedding::gather_rows(&x, &numbers, 1.0, DType::BF16)?;
+        }
+        for dims in [6, 8] {
+            let x = Tensor::zeros(gpu, &[1, 2, 3, 8], DType::F32)?;
+            for layout in [Layout::Half, Layout::Interleaved] {
+                let rope = Rope::new(dims, 1e4)?.with_layout(layout);
+                RopeTable::new(gpu, rope, 10)?.apply(&x, &numbers)?;
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn what_runs_is_listed() {
+        let gpu = match Gpu::builder().build() {
+            Ok(gpu) => gpu,
+            Err(Error::NoAdapter { .. }) => {
+                println!("skipped: no adapter on this machine");
+                return;
+            }
+            Err(error) => panic!("{error}"),
+        };
+        let ((), profile) = gpu.profile(|| calls(&gpu)).unwrap();
+        let ran: HashSet<String> = profile.kernels.into_iter().map(|time| time.kernel).collect();
+        let variants = variants(gpu.capabilities());
+        let names: HashSet<&str> = variants.iter().map(|(source, ..)| source.name).collect();
+        for name in &names {
+            assert!(
+                ran.iter().any(|label| label.starts_with(&format!("{name} "))),
+                "{name}: {ran:?}"
+            );
+        }
+        let label = |(source, constants, _): Variant| {
+            gpu.kernel(&source, constants).unwrap().label().to_string()
+        };
+        let listed: HashSet<String> = variants.into_iter().map(label).collect();
+        for label in ran {
+            let is_ours = names.iter().any(|name| label.starts_with(&format!("{name} ")));
+            assert!(!is_ours || listed.contains(&label), "{label} runs and is not listed");
+        }
+    }
+}

@@ -91,15 +91,25 @@ impl Sharing {
         let most = if capabilities.subgroups.is_some() { usual } else { usual.min(32) };
         // Lanes that have less than a few vec4s cost more than they help.
         let wanted = chunks.div_ceil(if cpu { 2 } else { 4 }).next_power_of_two().min(most);
-        let threads = capabilities.max_workgroup_threads.min(256) as usize;
-        let mut lanes = wanted.min(threads);
-        while passes * chunks.div_ceil(lanes) > capabilities.max_loop_steps && 2 * lanes <= threads {
-            lanes *= 2;
-        }
-        let lanes = lanes as u32;
+        let threads = capabilities.max_workgroup_threads.min(256);
         let smallest = capabilities.subgroups.map_or(1, |subgroups| subgroups.min.max(1));
-        let shuffled = lanes.min(1 << smallest.ilog2());
-        Sharing { workgroup: lanes.max(base.min(threads as u32)), lanes, shuffled }
+        let of = |lanes: u32| {
+            let shuffled = lanes.min(1 << smallest.ilog2());
+            Sharing { workgroup: lanes.max(base.min(threads)), lanes, shuffled }
+        };
+        let mut sharing = of((wanted as u32).min(threads));
+        while sharing.steps(width, passes) > capabilities.max_loop_steps
+            && 2 * sharing.lanes <= threads
+        {
+            sharing = of(2 * sharing.lanes);
+        }
+        sharing
+    }
+
+    /// Steps of loops: of each pass, and of adding up its result.
+    fn steps(&self, width: usize, passes: usize) -> usize {
+        let chunks = width.div_ceil(4).div_ceil(self.lanes as usize);
+        passes * (chunks + (self.lanes / self.shuffled) as usize)
     }
 
     pub(crate) fn constants(&self) -> Constants {
@@ -120,7 +130,7 @@ impl Sharing {
     /// Refuses rows that need more steps of loops than the device does.
     pub(crate) fn check(&self, what: &str, width: usize, passes: usize, gpu: &Gpu) -> Result<()> {
         let available = gpu.capabilities().max_loop_steps;
-        let needed = passes * width.div_ceil(4).div_ceil(self.lanes as usize);
+        let needed = self.steps(width, passes);
         if needed <= available {
             return Ok(());
         }
@@ -256,10 +266,7 @@ pub(crate) fn write(
 }
 
 /// Fills a caller's tensor by `write`, directly where [`source`] would return the tensor itself.
-pub(crate) fn write_into(
-    out: &Tensor,
-    write: impl FnOnce(&Tensor) -> Result<()>,
-) -> Result<()> {
+pub(crate) fn write_into(out: &Tensor, write: impl FnOnce(&Tensor) -> Result<()>) -> Result<()> {
     let repeats = out.shape().iter().zip(out.strides()).any(|(&n, &s)| n > 1 && s == 0);
     if repeats {
         let expected = "a tensor without repeated elements";
