@@ -1,4 +1,5 @@
-// Floats as integers of the same order: NaN below everything, -0 as 0.
+// Floats as integers of the same order: NaN below everything, -0 as 0. In: values; out: keys, and
+// back.
 
 fn keys_of(value: vec4<f32>) -> vec4<u32> {
   let raw = bitcast<vec4<u32>>(value);

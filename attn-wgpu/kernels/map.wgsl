@@ -21,10 +21,10 @@ struct Params {
 #import "soft_cap"
 #endif
 
-@group(0) @binding(0) var<storage, read> a: array<Source>;
-@group(0) @binding(1) var<storage, read_write> out: array<Target>;
+@group(0) @binding(0) var<storage, read> a: array<Source>; // strided [e0, e1, e2, 4 chunks]
+@group(0) @binding(1) var<storage, read_write> out: array<Target>; // strided [e0, e1, e2, 4 chunks]
 #ifdef BINARY
-@group(0) @binding(2) var<storage, read> b: array<Source>;
+@group(0) @binding(2) var<storage, read> b: array<Source>; // strided [e0, e1, e2, 4 chunks]
 #endif
 
 fn mapped(numbers: vec3<u32>, chunk: u32, given: Params) -> vec4<f32> {

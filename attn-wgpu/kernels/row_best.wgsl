@@ -1,4 +1,5 @@
-// The largest key of a row, and the lowest element that has it.
+// The largest key of a row, and the lowest element that has it; all lanes of the row get them.
+// Must be called by all lanes of a workgroup alike.
 struct Best {
   key: u32,
   element: u32,

@@ -1,4 +1,5 @@
-// Keys of a chunk of a row; 0, as of NaN, behind the width.
+// In: where the row starts in `x`, and a chunk. Out: the keys of the chunk's elements; 0, as of NaN,
+// behind the width.
 fn chunk_keys(at: u32, chunk: u32) -> vec4<u32> {
   let elements = 4u * chunk + vec4<u32>(0u, 1u, 2u, 3u);
   let keys = keys_of(unpack_source(x[at + chunk]));

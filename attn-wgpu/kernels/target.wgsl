@@ -1,4 +1,5 @@
-// How four neighbouring elements of a target lie in memory. Arithmetic is in f32 always.
+// How four neighbouring elements of a target lie in memory: as they are in f32, packed into two words
+// in half types. Arithmetic is in f32 always.
 #ifdef TARGET_F16
 alias Target = vec2<u32>;
 

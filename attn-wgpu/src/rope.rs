@@ -101,7 +101,7 @@ impl Rope {
             *scaling;
         check_positive("factor", factor)?;
         check_positive("original_length", original_length)?;
-        if !(high > low) {
+        if high.is_nan() || low.is_nan() || high <= low {
             let expected = format!("above low_freq_factor {low}");
             return Err(attn_core::Error::config("high_freq_factor", expected, high).into());
         }
@@ -130,7 +130,7 @@ impl Rope {
         ] {
             check_positive(arg, value)?;
         }
-        if !(theta > 1.0) {
+        if theta.is_nan() || theta <= 1.0 {
             return Err(attn_core::Error::config("theta", "above 1", theta).into());
         }
         let mut rope = Rope::new(dims, theta)?;

@@ -7,7 +7,8 @@ use attn_wgpu::norm::{
     RmsNorm, layer_norm, layer_norm_into, rms_norm, rms_norm_add, rms_norm_add_into, rms_norm_into,
 };
 use attn_wgpu::{Activation, DType, Error, Tensor, ops};
-use common::{bits, cases, close, download, floats, gpu, round, upload};
+use common::rows::{bits, close, floats, round};
+use common::{cases, download, gpu, upload};
 use half::{bf16, f16};
 use proptest::prelude::*;
 

@@ -6,7 +6,8 @@ use attn_core::testing::{Values, fill, uniform};
 use attn_wgpu::sample::{Sampling, argmax, sample, top_k};
 use attn_wgpu::softmax::{log_softmax_gather, log_sum_exp, softmax, softmax_into};
 use attn_wgpu::{DType, Error, Gpu, Tensor};
-use common::{bits, cases, close, download, floats, gpu, open, round, upload};
+use common::rows::{bits, close, floats, round};
+use common::{cases, download, gpu, open, upload};
 use half::f16;
 use proptest::prelude::*;
 

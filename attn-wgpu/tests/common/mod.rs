@@ -1,7 +1,7 @@
 //! What the test files share.
 #![allow(dead_code, missing_docs)]
 
-mod rows;
+pub mod rows;
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,8 +14,6 @@ use attn_wgpu::attention::{Attention, Cotangents, Inputs};
 use attn_wgpu::{DType, Error, Gpu, GpuBuilder, Result, Tensor};
 use half::{bf16, f16};
 use proptest::test_runner::Config as ProptestConfig;
-
-pub use rows::{bits, close, floats, round};
 
 /// A device that tests share, from many threads. `None`, with a printed notice, where there is no
 /// adapter at all.
