@@ -189,3 +189,30 @@ impl Buffers {
         Ok(Buffers([buffer(dims[0])?, buffer(dims[1])?]))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Error;
+
+    /// Decoding appends token after token; a bind group is made once for all of them only if the
+    /// bindings do not move.
+    #[test]
+    fn appended_tokens_share_a_binding() -> Result<()> {
+        let gpu = match Gpu::builder().build() {
+            Err(Error::NoAdapter { .. }) => {
+                println!("skipped: no adapter on this machine");
+                return Ok(());
+            }
+            other => other?,
+        };
+        let mut cache = KvCache::new(&gpu, 1, 2, 8, 8, DType::F16, 32)?;
+        let mut bound = Vec::new();
+        for _ in 0..32 {
+            let (binding, place) = rows::bind_target(&cache.slot(1)?.0, &[]);
+            bound.push((binding.offset, binding.bytes, place[1..].to_vec()));
+        }
+        assert!(bound.iter().all(|other| *other == bound[0]), "{bound:?}");
+        Ok(())
+    }
+}

@@ -5,7 +5,7 @@ mod common;
 use attn_core::testing::{Values, fill, uniform};
 use attn_wgpu::sample::{Sampling, argmax, sample, top_k};
 use attn_wgpu::softmax::{log_softmax_gather, log_sum_exp, softmax, softmax_into};
-use attn_wgpu::{DType, Error, Gpu, Tensor};
+use attn_wgpu::{DType, Error, Gpu, Tensor, norm};
 use common::rows::{bits, close, floats, round};
 use common::{cases, download, gpu, open, upload};
 use half::f16;
@@ -303,6 +303,39 @@ fn samples_follow_the_distribution() {
     assert_eq!(sample(&x, &first, &u).unwrap().to_vec::<u32>().unwrap(), vec![3; count]);
     let first = Sampling { top_p: 0.0, ..Sampling::default() };
     assert_eq!(sample(&x, &first, &u).unwrap().to_vec::<u32>().unwrap(), vec![3; count]);
+}
+
+/// Rows share workgroups, and nothing else.
+#[test]
+fn a_nan_stays_in_its_row() {
+    let Some(gpu) = gpu() else { return };
+    for width in [3, 20, 100, 5000] {
+        let mut data = fill(11, 0, Values::Normal, 7 * width);
+        let weight = Tensor::full(&gpu, &[width], 1f32).unwrap();
+        let u = Tensor::full(&gpu, &[7], 0.5f32).unwrap();
+        let sampling = Sampling { top_k: Some(5), top_p: 0.9, min_p: 0.01, temperature: 0.9 };
+        let run = |data: &[f32]| -> Vec<Vec<u32>> {
+            let x = Tensor::from_slice(&gpu, data, &[7, width]).unwrap();
+            let config = norm::RmsNorm::new(1e-6);
+            vec![
+                bits(&softmax(&x).unwrap()),
+                bits(&log_sum_exp(&x).unwrap()),
+                bits(&norm::rms_norm(&x, &weight, &config).unwrap()),
+                bits(&norm::layer_norm(&x, &weight, &weight, 1e-6).unwrap()),
+                argmax(&x).unwrap().to_vec().unwrap(),
+                top_k(&x, 2).unwrap().1.to_vec().unwrap(),
+                sample(&x, &sampling, &u).unwrap().to_vec().unwrap(),
+            ]
+        };
+        let clean = run(&data);
+        data[3 * width..4 * width].fill(f32::NAN);
+        data[3 * width + width / 2] = f32::INFINITY;
+        for (clean, dirty) in clean.iter().zip(run(&data)) {
+            let row = clean.len() / 7;
+            assert_eq!(clean[..3 * row], dirty[..3 * row], "{width}");
+            assert_eq!(clean[4 * row..], dirty[4 * row..], "{width}");
+        }
+    }
 }
 
 /// Rows that do not fit into one binding are done in parts.
