@@ -1,11 +1,11 @@
 // Four elements of a half type in two words, to and from f32. Rounding is to the nearest, ties to
 // even; f16 overflows to infinity. Integers do it, because WGSL leaves both to the device.
 
-fn from_f16(chunk: vec2<u32>) -> vec4<f32> {
+fn unpack_f16(chunk: vec2<u32>) -> vec4<f32> {
   return vec4<f32>(unpack2x16float(chunk.x), unpack2x16float(chunk.y));
 }
 
-fn to_f16(value: vec4<f32>) -> vec2<u32> {
+fn pack_f16(value: vec4<f32>) -> vec2<u32> {
   let bits = bitcast<vec4<u32>>(value);
   let size = bits & vec4<u32>(0x7fffffffu);
   let odd = (size >> vec4<u32>(13u)) & vec4<u32>(1u);
@@ -18,11 +18,11 @@ fn to_f16(value: vec4<f32>) -> vec2<u32> {
   return vec2<u32>(half.x | (half.y << 16u), half.z | (half.w << 16u));
 }
 
-fn from_bf16(chunk: vec2<u32>) -> vec4<f32> {
+fn unpack_bf16(chunk: vec2<u32>) -> vec4<f32> {
   return bitcast<vec4<f32>>(vec4<u32>(chunk.x << 16u, chunk.x & 0xffff0000u, chunk.y << 16u, chunk.y & 0xffff0000u));
 }
 
-fn to_bf16(value: vec4<f32>) -> vec2<u32> {
+fn pack_bf16(value: vec4<f32>) -> vec2<u32> {
   // NaN keeps a bit of its payload.
   let bits = bitcast<vec4<u32>>(value);
   let rounded = bits + vec4<u32>(0x7fffu) + ((bits >> vec4<u32>(16u)) & vec4<u32>(1u));

@@ -4,22 +4,22 @@
 alias Source = vec2<u32>;
 
 fn unpack_source(chunk: Source) -> vec4<f32> {
-  return from_f16(chunk);
+  return unpack_f16(chunk);
 }
 
 fn pack_source(value: vec4<f32>) -> Source {
-  return to_f16(value);
+  return pack_f16(value);
 }
 #else
 #ifdef SOURCE_BF16
 alias Source = vec2<u32>;
 
 fn unpack_source(chunk: Source) -> vec4<f32> {
-  return from_bf16(chunk);
+  return unpack_bf16(chunk);
 }
 
 fn pack_source(value: vec4<f32>) -> Source {
-  return to_bf16(value);
+  return pack_bf16(value);
 }
 #else
 alias Source = vec4<f32>;

@@ -4,22 +4,22 @@
 alias Target = vec2<u32>;
 
 fn unpack_target(chunk: Target) -> vec4<f32> {
-  return from_f16(chunk);
+  return unpack_f16(chunk);
 }
 
 fn pack_target(value: vec4<f32>) -> Target {
-  return to_f16(value);
+  return pack_f16(value);
 }
 #else
 #ifdef TARGET_BF16
 alias Target = vec2<u32>;
 
 fn unpack_target(chunk: Target) -> vec4<f32> {
-  return from_bf16(chunk);
+  return unpack_bf16(chunk);
 }
 
 fn pack_target(value: vec4<f32>) -> Target {
-  return to_bf16(value);
+  return pack_bf16(value);
 }
 #else
 alias Target = vec4<f32>;
