@@ -289,7 +289,7 @@ impl RopeTable {
                 return Err(attn_core::Error::shape("positions", expected, shape).into());
             }
         };
-        Ok(positions.with_layout(vec![batch, heads, tokens, 1], vec![own, 0, stride, 1]))
+        Ok(positions.with_layout(&[batch, heads, tokens, 1], &[own, 0, stride, 1]))
     }
 
     /// Constants of the kernel for these pairs.

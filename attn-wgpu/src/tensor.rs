@@ -435,9 +435,10 @@ impl Tensor {
         (Binding { storage: Arc::clone(&self.storage), offset: 0, bytes }, self.offset)
     }
 
-    /// The same buffer, from the same element on, with another layout, which must lie inside.
-    pub(crate) fn with_layout(&self, shape: Vec<usize>, strides: Vec<usize>) -> Tensor {
-        Tensor { shape, strides, ..self.clone() }
+    /// The same buffer from the same element on with another shape and other strides, which must stay
+    /// inside what the tensor covers.
+    pub(crate) fn with_layout(&self, shape: &[usize], strides: &[usize]) -> Tensor {
+        Tensor { shape: shape.to_vec(), strides: strides.to_vec(), ..self.clone() }
     }
 
     /// The same bits read as another type of the same size.

@@ -213,7 +213,7 @@ pub(crate) fn four(tensor: &Tensor) -> Tensor {
     let mut strides = vec![0; missing];
     shape.extend(tensor.shape());
     strides.extend(tensor.strides());
-    tensor.with_layout(shape, strides)
+    tensor.with_layout(&shape, &strides)
 }
 
 /// Whether kernels can address the tensor of four dimensions in groups of four elements.
