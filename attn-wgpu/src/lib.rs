@@ -4,6 +4,8 @@
 //!   opens the best adapter, [`Gpu::builder`] chooses, [`Gpu::from_wgpu`] takes a caller's device.
 //! * [`Tensor`]: a strided view of a device buffer.
 //! * [`attention`]: fused dense attention with masks, grouped queries and log-sum-exp.
+//! * [`norm`], [`rope`], [`softmax`], [`embedding`], [`sample`], [`cache`], [`ops`]: the small
+//!   kernels around attention in a language model, from token numbers to the next token.
 //! * [`Kernel`]: loading and dispatching WGSL kernels, for the crates of this workspace and for
 //!   yours alike.
 //! * [`settings`]: how kernels split their work, measured by `cargo xtask tune`.
@@ -15,23 +17,33 @@
 //! where a device has them.
 #![cfg_attr(doctest, doc = include_str!("../README.md"))]
 
+mod activation;
 pub mod attention;
 #[cfg(feature = "bench")]
 pub mod bench;
 mod bind_groups;
+pub mod cache;
 mod capabilities;
 pub mod dispatch;
+mod elementwise;
+pub mod embedding;
 mod error;
 mod gpu;
 mod guard;
 mod kernel;
+pub mod norm;
 pub mod ops;
 mod pool;
 mod profile;
+pub mod rope;
+mod rows;
+pub mod sample;
 pub mod settings;
+pub mod softmax;
 mod stream;
 mod tensor;
 
+pub use activation::Activation;
 #[cfg(feature = "bench")]
 pub use attention::catalogue;
 pub use attn_core;

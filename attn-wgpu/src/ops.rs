@@ -1,6 +1,10 @@
-//! Operations that every other one needs: fill and strided copy.
+//! Operations that every other one needs: fill, strided copy, and elementwise functions.
 
 use std::sync::Arc;
+
+pub use crate::elementwise::{
+    add, add_into, convert, convert_into, gated, gated_into, soft_cap, soft_cap_into,
+};
 
 use crate::capabilities::{Capabilities, DeviceKind};
 use crate::error::Result;
@@ -10,7 +14,10 @@ use crate::pool::Storage;
 use crate::tensor::{DType, Tensor};
 
 /// Snippets that any kernel may import.
-pub const SNIPPETS: &[(&str, &str)] = &[("linear", include_str!("../kernels/linear.wgsl"))];
+pub const SNIPPETS: &[(&str, &str)] = &[
+    ("linear", include_str!("../kernels/linear.wgsl")),
+    ("activation", include_str!("../kernels/activation.wgsl")),
+];
 
 const FILL: KernelSource =
     KernelSource { name: "fill", text: include_str!("../kernels/fill.wgsl"), imports: SNIPPETS };

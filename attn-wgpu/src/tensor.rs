@@ -433,6 +433,22 @@ impl Tensor {
         (binding, ((start - aligned) / size) as usize)
     }
 
+    /// As [`Tensor::binding`], but of the whole buffer, where a binding may be so large: views that
+    /// move through one buffer then share a bind group.
+    pub(crate) fn whole_binding(&self) -> (Binding, usize) {
+        let bytes = self.storage.buffer.size() / 4 * 4;
+        if bytes > self.gpu.capabilities().max_binding_bytes.min(1 << 32) {
+            return self.binding();
+        }
+        (Binding { storage: Arc::clone(&self.storage), offset: 0, bytes }, self.offset)
+    }
+
+    /// The same buffer from the same element on with another shape and other strides, which must stay
+    /// inside what the tensor covers.
+    pub(crate) fn with_layout(&self, shape: &[usize], strides: &[usize]) -> Tensor {
+        Tensor { shape: shape.to_vec(), strides: strides.to_vec(), ..self.clone() }
+    }
+
     /// The same bits read as another type of the same size.
     pub(crate) fn reinterpret(&self, dtype: DType) -> Tensor {
         Tensor { dtype, ..self.clone() }

@@ -64,6 +64,9 @@ pub fn entries(capabilities: &Capabilities) -> Vec<Entry> {
     let mut list = List::default();
     attention(&mut list, capabilities);
     small(&mut list, ops::workgroup(capabilities));
+    for (source, constants, variant) in crate::rows::catalogue::variants(capabilities) {
+        list.add(source, constants, variant);
+    }
     list.entries
 }
 

@@ -1,6 +1,8 @@
 //! What the test files share.
 #![allow(dead_code, missing_docs)]
 
+pub mod rows;
+
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
