@@ -14,6 +14,7 @@
 //! where a device has them.
 #![cfg_attr(doctest, doc = include_str!("../README.md"))]
 
+mod activation;
 pub mod attention;
 #[cfg(feature = "bench")]
 pub mod bench;
@@ -29,6 +30,7 @@ mod profile;
 mod stream;
 mod tensor;
 
+pub use activation::Activation;
 #[cfg(feature = "bench")]
 pub use attention::catalogue;
 pub use attn_core;

@@ -10,7 +10,10 @@ use crate::pool::Storage;
 use crate::tensor::{DType, Tensor};
 
 /// Snippets that any kernel may import.
-pub const SNIPPETS: &[(&str, &str)] = &[("linear", include_str!("../kernels/linear.wgsl"))];
+pub const SNIPPETS: &[(&str, &str)] = &[
+    ("linear", include_str!("../kernels/linear.wgsl")),
+    ("activation", include_str!("../kernels/activation.wgsl")),
+];
 
 const FILL: KernelSource =
     KernelSource { name: "fill", text: include_str!("../kernels/fill.wgsl"), imports: SNIPPETS };
