@@ -4,6 +4,7 @@
 //!   opens the best adapter, [`Gpu::builder`] chooses, [`Gpu::from_wgpu`] takes a caller's device.
 //! * [`Tensor`]: a strided view of a device buffer.
 //! * [`attention`]: fused dense attention with masks, grouped queries and log-sum-exp.
+//! * [`matmul`]: matrix products with bias, activation and residual, weights in f32 or half types.
 //! * [`Kernel`]: loading and dispatching WGSL kernels, for the crates of this workspace and for
 //!   yours alike.
 //! * `bench` (feature `bench`): what a benchmark needs to know of a mechanism, and speed probes.
@@ -24,6 +25,7 @@ mod error;
 mod gpu;
 mod guard;
 mod kernel;
+pub mod matmul;
 pub mod ops;
 mod pool;
 mod profile;
