@@ -9,6 +9,8 @@ struct Params {
   source_extent_3: u32,
   source_offset: u32,
   source_0: u32, source_1: u32, source_2: u32, source_3: u32,
+  // WORKGROUP as a number whose digits count to the extents.
+  step_0: u32, step_1: u32, step_2: u32, step_3: u32,
   target_offset: u32,
   target_0: u32, target_1: u32, target_2: u32, target_3: u32,
 }
@@ -17,6 +19,7 @@ struct Params {
 @group(0) @binding(1) var<storage, read_write> target_words: array<u32>; // strided [e0, e1, e2, e3]
 
 #import "linear"
+#import "copy_places"
 
 @compute @workgroup_size(WORKGROUP)
 fn copy(
@@ -26,24 +29,17 @@ fn copy(
 ) {
   let count = params.extent_0 * params.extent_1 * params.extent_2 * params.extent_3;
   let first = linear_group(group, counts) * (WORKGROUP * ITEMS) + lane;
+  var place = place_of(first);
+  #unroll
   for (var i = 0u; i < ITEMS; i++) {
-    let index = first + i * WORKGROUP;
-    if index >= count {
-      break;
+    if first + i * WORKGROUP < count {
+      let at = params.source_offset + place.x * params.source_0 + place.y * params.source_1
+        + place.z * params.source_2 + place.w * params.source_3;
+      let inside = place.w < params.source_extent_3;
+      let word = source_words[select(0u, at, inside)];
+      target_words[params.target_offset + place.x * params.target_0 + place.y * params.target_1
+        + place.z * params.target_2 + place.w * params.target_3] = select(0u, word, inside);
     }
-    let i3 = index % params.extent_3;
-    let rest_2 = index / params.extent_3;
-    let i2 = rest_2 % params.extent_2;
-    let rest_1 = rest_2 / params.extent_2;
-    let i1 = rest_1 % params.extent_1;
-    let i0 = rest_1 / params.extent_1;
-    let at = params.source_offset + i0 * params.source_0 + i1 * params.source_1
-      + i2 * params.source_2 + i3 * params.source_3;
-    var word = 0u;
-    if i3 < params.source_extent_3 {
-      word = source_words[at];
-    }
-    target_words[params.target_offset + i0 * params.target_0 + i1 * params.target_1
-      + i2 * params.target_2 + i3 * params.target_3] = word;
+    place = step_on(place);
   }
 }

@@ -10,6 +10,8 @@ struct Params {
   // In elements.
   source_offset: u32,
   source_0: u32, source_1: u32, source_2: u32, source_3: u32,
+  // Twice WORKGROUP as a number whose digits count to the extents.
+  step_0: u32, step_1: u32, step_2: u32, step_3: u32,
   // In words.
   target_offset: u32,
 }
@@ -18,17 +20,12 @@ struct Params {
 @group(0) @binding(1) var<storage, read_write> target_words: array<u32>; // [e0, e1, e2, e3]
 
 #import "linear"
+#import "copy_places"
 
-fn element(index: u32) -> u32 {
-  let i3 = index % params.extent_3;
-  let rest_2 = index / params.extent_3;
-  let i2 = rest_2 % params.extent_2;
-  let rest_1 = rest_2 / params.extent_2;
-  let i1 = rest_1 % params.extent_1;
-  let i0 = rest_1 / params.extent_1;
-  let at = params.source_offset + i0 * params.source_0 + i1 * params.source_1
-    + i2 * params.source_2 + i3 * params.source_3;
-  let inside = i3 < params.source_extent_3 && i0 < params.extent_0;
+fn element(place: vec4<u32>) -> u32 {
+  let at = params.source_offset + place.x * params.source_0 + place.y * params.source_1
+    + place.z * params.source_2 + place.w * params.source_3;
+  let inside = place.w < params.source_extent_3 && place.x < params.extent_0;
   let word = source_words[select(0u, at / 2u, inside)];
   return select(0u, (word >> (at % 2u * 16u)) & 0xffffu, inside);
 }
@@ -41,11 +38,14 @@ fn copy_half(
 ) {
   let count = params.extent_0 * params.extent_1 * params.extent_2 * params.extent_3;
   let first = linear_group(group, counts) * (WORKGROUP * ITEMS) + lane;
+  var place = place_of(first * 2u);
+  #unroll
   for (var i = 0u; i < ITEMS; i++) {
     let word = first + i * WORKGROUP;
-    if word * 2u >= count {
-      break;
+    if word * 2u < count {
+      let second = carried(place + vec4<u32>(0u, 0u, 0u, 1u));
+      target_words[params.target_offset + word] = element(place) | (element(second) << 16u);
     }
-    target_words[params.target_offset + word] = element(word * 2u) | (element(word * 2u + 1u) << 16u);
+    place = step_on(place);
   }
 }

@@ -1,6 +1,10 @@
 //! What a benchmark needs to know of a mechanism (feature `bench`), and the probes that its speed
 //! is compared with. Nothing here takes the time: the caller chooses clock and repetitions.
 
+mod kernels;
+
+pub use kernels::{Deviation, KernelCase, PreparedKernel, kernel_cases};
+
 use attn_core::dense::{self, Config};
 use attn_core::ndarray::Array4;
 use attn_core::testing::{Budget, HostArrays, HostInputs, simple_f32};

@@ -6,6 +6,7 @@
 //! * [`attention`]: fused dense attention with masks, grouped queries and log-sum-exp.
 //! * [`norm`], [`rope`], [`softmax`], [`embedding`], [`sample`], [`cache`], [`ops`]: the small
 //!   kernels around attention in a language model, from token numbers to the next token.
+//! * [`matmul`]: matrix products with bias, activation and residual, weights in f32 or half types.
 //! * [`Kernel`]: loading and dispatching WGSL kernels, for the crates of this workspace and for
 //!   yours alike.
 //! * [`settings`]: how kernels split their work, measured by `cargo xtask tune`.
@@ -31,6 +32,7 @@ mod error;
 mod gpu;
 mod guard;
 mod kernel;
+pub mod matmul;
 pub mod norm;
 pub mod ops;
 mod pool;

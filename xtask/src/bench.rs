@@ -8,6 +8,7 @@ mod device;
 mod gate;
 mod host;
 mod html;
+mod kernels;
 mod machine;
 mod measure;
 pub mod merge;
@@ -44,7 +45,7 @@ const CAPTURE: &str = "xtask/data/smollm2-moby-1024.safetensors";
 /// Measure every mechanism on every adapter, each after a comparison with its f64 reference.
 ///
 /// Inputs are queries, keys and values of two layers of a real language model, and random ones at sizes where
-/// speed matters. A result that is too far from the f64 reference is reported as WRONG, is not timed, and makes
+/// speed matters. Behind them come general kernels, matrix products for one. A result that is too far from the f64 reference is reported as WRONG, is not timed, and makes
 /// the command fail. The reference itself is timed as well, on the host.
 ///
 /// Speeds on a software driver are counted in CPU seconds of the process over the number of cores, so that waiting
@@ -63,7 +64,7 @@ pub struct Args {
     /// Only the first N tokens of the captured sequences
     #[arg(long, value_name = "N")]
     tokens: Option<NonZeroUsize>,
-    /// Only problems whose name contains this text (may be repeated)
+    /// Only problems whose name contains this text, or general kernels of such a name (may be repeated)
     #[arg(long, value_name = "TEXT")]
     problem: Vec<String>,
     /// Only this mechanism (may be repeated)
@@ -103,7 +104,13 @@ pub fn main(args: &Args) -> Result<()> {
     if let Some(tokens) = tokens {
         capture = capture.truncated(tokens);
     }
-    let choice = Choice { quick: args.quick, full: args.full, only: &args.problem };
+    // Whoever asks for a mechanism does not want the general kernels.
+    let kernels = match args.mechanism[..] {
+        [] => kernels::cases(args.quick, &args.problem),
+        _ => Vec::new(),
+    };
+    let (quick, full, only) = (args.quick, args.full, &args.problem);
+    let choice = Choice { quick, full, only, or_none: !kernels.is_empty() };
     let base = args.compare.as_deref().map(comparable::load).transpose()?;
     if let Some(readme) = &args.readme {
         // A file without markers is told now, and not after minutes.
@@ -147,9 +154,15 @@ pub fn main(args: &Args) -> Result<()> {
     };
     // For each adapter its rows, the cold start and two rounds of probes.
     let bar = progress_bar();
-    let plan =
-        Plan { cases, mechanisms, effort, progress: said_by(&bar), several: adapters.len() > 1 };
-    let rows = plan.pairs().count();
+    let plan = Plan {
+        cases,
+        mechanisms,
+        kernels,
+        effort,
+        progress: said_by(&bar),
+        several: adapters.len() > 1,
+    };
+    let rows = plan.pairs().count() + plan.kernels.len();
     bar.set_length((host::pairs(&plan).count() + adapters.len() * (rows + 3)) as u64);
     let mut references = References::default();
     let cpu = report.host.cpu.clone();
@@ -289,9 +302,9 @@ fn note(report: &Report, cases: &[Case], [json, html]: &[String; 2]) -> String {
 
 /// Fails on results that are wrong and on devices that broke, not on those that could not be opened unasked.
 fn verdict(report: &Report, asked: bool) -> Result<()> {
-    let rows = report.adapters.iter().flat_map(|adapter| &adapter.rows);
-    let wrong = rows.clone().filter(|row| matches!(row.outcome, Outcome::Wrong(_))).count();
-    let failed = rows.filter(|row| row.outcome.is_bad()).count() - wrong;
+    let outcomes = || report.adapters.iter().flat_map(AdapterReport::outcomes);
+    let wrong = outcomes().filter(|outcome| matches!(outcome, Outcome::Wrong(_))).count();
+    let failed = outcomes().filter(|outcome| outcome.is_bad()).count() - wrong;
     let broken =
         |adapter: &&AdapterReport| adapter.error.is_some() && (asked || !adapter.rows.is_empty());
     let devices = report.adapters.iter().filter(broken).count();
@@ -310,8 +323,9 @@ mod tests {
     fn wrong_results_fail_the_command() {
         let mut report = sample();
         let error = verdict(&report, false).unwrap_err().to_string();
-        assert!(error.starts_with("1 wrong results, 0 failed rows, 0 failed devices"), "{error}");
+        assert!(error.starts_with("2 wrong results, 0 failed rows, 0 failed devices"), "{error}");
         report.adapters[0].rows.truncate(1);
+        report.adapters[0].kernels.truncate(1);
         assert!(verdict(&report, true).is_ok());
     }
 
@@ -319,6 +333,7 @@ mod tests {
     fn devices_that_cannot_be_opened_fail_only_if_asked_for() {
         let mut report = sample();
         report.adapters[0].rows.clear();
+        report.adapters[0].kernels.clear();
         report.adapters[0].error = Some("refused".into());
         assert!(verdict(&report, false).is_ok());
         assert!(verdict(&report, true).is_err());

@@ -67,6 +67,9 @@ pub fn entries(capabilities: &Capabilities) -> Vec<Entry> {
     for (source, constants, variant) in crate::rows::catalogue::variants(capabilities) {
         list.add(source, constants, variant);
     }
+    crate::matmul::catalogue::list(capabilities, |source, constants, variant| {
+        list.add(source, constants, variant);
+    });
     list.entries
 }
 
@@ -255,6 +258,10 @@ fn small(list: &mut List, workgroup: u32) {
     list.add(kernel!("fill", ops::SNIPPETS), items(), words.clone());
     list.add(kernel!("copy", ops::SNIPPETS), items(), words.clone());
     list.add(kernel!("copy_half", ops::SNIPPETS), items(), words.clone());
+    for half in [false, true] {
+        let words = format!("{words}{}", if half { ", halves" } else { "" });
+        list.add(kernel!("copy_chunks", ops::SNIPPETS), ops::chunks_of(items(), half), words);
+    }
     list.add(kernel!("probe_copy", ops::SNIPPETS), items(), words.clone());
     for chains in [3, 4] {
         let constants = constants().int("CHAINS", chains).int("STEPS", 60 / chains);

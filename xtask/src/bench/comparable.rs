@@ -126,7 +126,7 @@ mod tests {
         let text = serde_json::to_string(&sample()).unwrap();
         assert!(parse(&text).is_ok());
         let old = text.replacen(&format!("\"schema\":{SCHEMA}"), "\"schema\":1", 1);
-        assert_eq!(refused(&old), "schema 1, expected 2: measure again with this version");
+        assert_eq!(refused(&old), "schema 1, expected 3: measure again with this version");
         assert!(refused("{}").starts_with("no report"));
         assert_eq!(refused("x"), "not JSON");
     }

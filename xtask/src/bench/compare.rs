@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::comparable::{Run, devices, pair_refusal, row_refusal, run_refusal, title};
+use super::kernels;
 use super::report::{Report, Row, Summary};
 use super::table::{WORDS, markdown, milliseconds};
 
@@ -24,6 +25,13 @@ impl Change {
         let change = now.median / base.median - 1.0;
         let noise = (spread(base) + spread(now)).max(SMALLEST);
         (change.is_finite() && noise.is_finite()).then_some(Change { change, noise })
+    }
+
+    /// Change, noise, and what they mean.
+    pub fn cells(self) -> [String; 3] {
+        let percent = |x: f64| 100.0 * x;
+        let (change, noise) = (percent(self.change), percent(self.noise));
+        [format!("{change:+.1} %"), format!("+-{noise:.1} %"), self.verdict().into()]
     }
 
     fn verdict(self) -> &'static str {
@@ -86,6 +94,9 @@ fn device(name: &str, base: Run<'_>, now: Run<'_>) -> String {
     if !cells.is_empty() {
         let _ = writeln!(text, "{}", markdown(header.map(String::from).into(), cells, WORDS));
     }
+    if let Some((header, cells)) = kernels::changes(base.adapter, now.adapter) {
+        let _ = writeln!(text, "{}", markdown(header, cells, kernels::WORDS));
+    }
     refused.iter().for_each(|line| {
         let _ = writeln!(text, "{line}");
     });
@@ -109,16 +120,15 @@ fn pair(base: Run<'_>, now: Run<'_>, row: &Row) -> Result<Vec<String>, String> {
         return Err(format!("clocks differ: {} and {}", then.clock, timing.clock));
     }
     let change = Change::of(then.seconds, timing.seconds).ok_or("times of 0")?;
-    Ok(vec![
+    let mut cells = vec![
         row.problem.clone(),
         row.mask.clone(),
         row.mechanism.clone(),
         milliseconds(then.seconds.median),
         milliseconds(timing.seconds.median),
-        format!("{:+.1} %", 100.0 * change.change),
-        format!("+-{:.1} %", 100.0 * change.noise),
-        change.verdict().into(),
-    ])
+    ];
+    cells.extend(change.cells());
+    Ok(cells)
 }
 
 #[cfg(test)]

@@ -5,11 +5,12 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::Result;
-use attn_wgpu::bench::{CopyProbe, FmaProbe, Mechanism};
+use attn_wgpu::bench::{CopyProbe, FmaProbe, KernelCase, Mechanism};
 use attn_wgpu::{AdapterDescription, DeviceKind, Error, Gpu};
 
 use super::cases::Case;
 use super::gate::{self, Expected, Got};
+use super::kernels;
 use super::measure::{Effort, on_device};
 use super::report::{
     Adapter, AdapterReport, Clock, ColdStart, DeviceCapabilities, KernelTime, Memory, Outcome,
@@ -27,6 +28,7 @@ const FEW_SAMPLES: usize = 3;
 pub struct Plan {
     pub cases: Vec<Case>,
     pub mechanisms: Vec<Box<dyn Mechanism>>,
+    pub kernels: Vec<KernelCase>,
     pub effort: Effort,
     /// Told what comes next, before each row.
     pub progress: Box<dyn Fn(&str)>,
@@ -187,6 +189,14 @@ fn measure(
             return Err(error);
         }
     }
+    for case in &plan.kernels {
+        (plan.progress)(&format!("{}, {}", case.name, case.problem));
+        let (row, fatal) = kernels::run(&gpu, case, plan.effort);
+        report.kernels.push(row);
+        if let Some(error) = fatal {
+            return Err(error);
+        }
+    }
     (plan.progress)("probes");
     let after = probes(&gpu, plan.effort)?;
     let probes = [&mut report.fma_yardstick, &mut report.fma_peak, &mut report.copy];
@@ -287,7 +297,7 @@ fn kernel_time(kernel: attn_wgpu::KernelTime) -> KernelTime {
     KernelTime { name: kernel.kernel, seconds: kernel.time.as_secs_f64(), clock }
 }
 
-fn outcome_of(error: &Error) -> Outcome {
+pub fn outcome_of(error: &Error) -> Outcome {
     match error {
         Error::Core(_) => Outcome::Unsupported(error.to_string()),
         Error::Limit { .. } | Error::OutOfMemory { .. } => Outcome::TooLarge(error.to_string()),
@@ -296,7 +306,7 @@ fn outcome_of(error: &Error) -> Outcome {
 }
 
 /// Whether nothing more is to be expected of the device.
-fn is_fatal(error: &Error) -> bool {
+pub fn is_fatal(error: &Error) -> bool {
     matches!(error, Error::DeviceLost { .. } | Error::Timeout { .. } | Error::NoAdapter { .. })
 }
 
@@ -412,8 +422,15 @@ impl AdapterReport {
             fma_peak: None,
             copy: None,
             rows: Vec::new(),
+            kernels: Vec::new(),
             warnings: Vec::new(),
         }
+    }
+
+    /// Of all rows, of mechanisms and of kernels.
+    pub fn outcomes(&self) -> impl Iterator<Item = &Outcome> {
+        let kernels = self.kernels.iter().map(|row| &row.outcome);
+        self.rows.iter().map(|row| &row.outcome).chain(kernels)
     }
 
     /// Names, units and values of the probes.
@@ -434,6 +451,9 @@ impl AdapterReport {
         for row in &mut self.rows {
             row.share_of_yardstick = share(row.gflops_per_second, &self.fma_yardstick);
             row.share_of_copy = share(row.gigabytes_per_second, &self.copy);
+        }
+        for row in &mut self.kernels {
+            row.share_of_yardstick = share(row.gflops_per_second, &self.fma_yardstick);
         }
         let unsteady = self.probes().into_iter().filter_map(|(name, unit, probe)| {
             let Probe { before, after, .. } = probe.as_ref().filter(|probe| probe.is_unsteady())?;

@@ -5,6 +5,7 @@ pub mod svg;
 use std::fmt::Write;
 
 use self::svg::{Line, Plot, Point, Scale};
+use super::kernels;
 use super::report::{AdapterReport, Outcome, Report, Row, Summary};
 use super::series::{self, Crossover, Series};
 use super::table;
@@ -55,16 +56,16 @@ pub fn report(report: &Report) -> String {
 
 /// How many rows are right, and which are not.
 fn verdict(report: &Report) -> String {
-    let rows = || {
+    let outcomes = || {
         let devices = report.adapters.iter().filter(|adapter| adapter.adapter.index.is_some());
-        devices.flat_map(|adapter| &adapter.rows)
+        devices.flat_map(AdapterReport::outcomes)
     };
-    let right = rows().filter(|row| row.outcome == Outcome::Right).count();
-    let bad = rows().filter(|row| row.outcome.is_bad()).count();
+    let right = outcomes().filter(|outcome| **outcome == Outcome::Right).count();
+    let bad = outcomes().filter(|outcome| outcome.is_bad()).count();
     let text = format!(
         "{right} results right, {bad} wrong or failed, {} not taken or too large. Each was compared with its f64 \
          reference before it was timed.",
-        rows().count() - right - bad
+        outcomes().count() - right - bad
     );
     let class = if bad > 0 { " class=\"bad\"" } else { "" };
     format!("<p{class}>{text}</p>\n")
@@ -80,6 +81,7 @@ fn section(report: &AdapterReport) -> String {
     }
     text.push_str(&list(report.warnings.iter().map(|text| ("warning", text.clone()))));
     text.push_str(&list(table::reasons(&report.rows)));
+    text.push_str(&list(kernels::reasons(&report.kernels)));
     if report.adapter.index.is_some() {
         text.push_str(&plots(report));
     }
@@ -94,6 +96,11 @@ fn section(report: &AdapterReport) -> String {
                 "<details><summary>Times of the reference</summary>{results}</details>"
             );
         }
+    }
+    if !report.kernels.is_empty() {
+        let (header, rows) = kernels::columns(&report.kernels);
+        text.push_str("<h3>General kernels</h3>\n");
+        text.push_str(&html_table(&header, &rows, kernels::WORDS));
     }
     text.push_str(&list(table::decode_lines(&report.rows).into_iter().map(|line| ("", line))));
     text
@@ -275,7 +282,7 @@ mod tests {
         let text = report(&data);
         assert!(text.starts_with("<!doctype html>") && text.ends_with("</html>\n"));
         assert!(text.contains("&lt;b&gt; &amp; co") && !text.contains("<b>"));
-        assert!(text.contains("1 results right, 1 wrong or failed"));
+        assert!(text.contains("2 results right, 2 wrong or failed"));
         assert!(text.contains("<svg viewBox") && !text.contains("NaN"));
         for outside in ["http:", "https:", "src=", "href=", "<script", "@import", "url("] {
             assert!(!text.contains(outside), "{outside}");

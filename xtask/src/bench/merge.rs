@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use super::comparable::{Run, devices, load, pair_refusal, row_refusal, run_refusal, title};
 use super::html::svg::{Line, Plot, Point, Scale};
 use super::html::{escape, html_table, legend, page, report as report_page};
+use super::kernels;
 use super::report::{Report, Row, Summary};
 use super::table::{NONE, WORDS, digits, markdown, milliseconds};
 use crate::workspace::Workspace;
@@ -172,6 +173,9 @@ impl<'a> Merged<'a> {
         let (header, cells) = self.table();
         let machines: String = self.machines().iter().map(|line| format!("- {line}\n")).collect();
         let mut text = format!("{machines}\n{}\n", markdown(header, cells, WORDS));
+        if let Some((header, cells)) = kernels::merged(&self.runs, Self::letter) {
+            let _ = writeln!(text, "\n{}", markdown(header, cells, kernels::WORDS));
+        }
         if !self.refused.is_empty() {
             let _ = writeln!(text, "\nNot compared:");
             self.refused.iter().for_each(|why| {
@@ -192,6 +196,10 @@ impl<'a> Merged<'a> {
         body.push_str(&self.plots());
         body.push_str("<h2>All results</h2>\n");
         body.push_str(&html_table(&header, &cells, WORDS));
+        if let Some((header, cells)) = kernels::merged(&self.runs, Self::letter) {
+            body.push_str("<h2>General kernels</h2>\n");
+            body.push_str(&html_table(&header, &cells, kernels::WORDS));
+        }
         if !self.refused.is_empty() {
             body.push_str("<h2>Not compared</h2>\n");
             body.push_str(&items(&self.refused));

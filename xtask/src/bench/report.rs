@@ -7,8 +7,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::kernels::KernelRow;
+
 /// Raised whenever a reader of older reports would misunderstand a newer one.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
 
 /// One run of `cargo xtask bench`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -63,6 +65,8 @@ pub struct AdapterReport {
     pub fma_peak: Option<Probe>,
     pub copy: Option<Probe>,
     pub rows: Vec<Row>,
+    /// General kernels.
+    pub kernels: Vec<KernelRow>,
     pub warnings: Vec<String>,
 }
 
@@ -188,6 +192,17 @@ impl Outcome {
     /// Whether something is broken, in contrast to out of reach.
     pub fn is_bad(&self) -> bool {
         matches!(self, Outcome::Wrong(_) | Outcome::Failed(_))
+    }
+
+    /// Why there is no time: what happened, and the reason.
+    pub fn reason(&self) -> Option<(&'static str, &str)> {
+        match self {
+            Outcome::Right => None,
+            Outcome::Wrong(why) => Some(("WRONG", why)),
+            Outcome::Unsupported(why) => Some(("not supported", why)),
+            Outcome::TooLarge(why) => Some(("does not fit", why)),
+            Outcome::Failed(why) => Some(("FAILED", why)),
+        }
     }
 }
 
@@ -430,6 +445,7 @@ pub mod tests {
                 timings: vec![timing()],
             }),
             copy: None,
+            kernels: super::super::kernels::tests::rows(&timing()),
             rows: vec![right, wrong],
             warnings: vec![],
         };

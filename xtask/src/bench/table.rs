@@ -5,6 +5,7 @@ use std::fmt::Write;
 use comfy_table::presets::ASCII_MARKDOWN;
 use comfy_table::{CellAlignment, Table};
 
+use super::kernels;
 use super::report::{Adapter, AdapterReport, Clock, Gate, Outcome, Probe, Row};
 
 /// Where there is no number.
@@ -36,6 +37,13 @@ pub fn adapter(report: &AdapterReport) -> String {
         let _ = writeln!(text, "{line}");
     }
     for (what, why) in reasons(&report.rows) {
+        let _ = writeln!(text, "{what}: {why}");
+    }
+    if !report.kernels.is_empty() {
+        let (header, cells) = kernels::columns(&report.kernels);
+        let _ = writeln!(text, "\ngeneral kernels\n{}", markdown(header, cells, kernels::WORDS));
+    }
+    for (what, why) in kernels::reasons(&report.kernels) {
         let _ = writeln!(text, "{what}: {why}");
     }
     for warning in &report.warnings {
@@ -96,13 +104,7 @@ pub fn decode_lines(rows: &[Row]) -> Vec<String> {
 /// Why rows have no times.
 pub fn reasons(rows: &[Row]) -> Vec<(&'static str, String)> {
     let reason = |row: &Row| {
-        let (what, why) = match &row.outcome {
-            Outcome::Right => return None,
-            Outcome::Wrong(why) => ("WRONG", why),
-            Outcome::Unsupported(why) => ("not supported", why),
-            Outcome::TooLarge(why) => ("does not fit", why),
-            Outcome::Failed(why) => ("FAILED", why),
-        };
+        let (what, why) = row.outcome.reason()?;
         Some((what, format!("{}, {}, {}: {why}", row.problem, row.mask, row.mechanism)))
     };
     rows.iter().filter_map(reason).collect()

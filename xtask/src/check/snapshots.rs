@@ -34,6 +34,10 @@ const KEPT: &[(&str, &str, &str, &str)] = &[
     ("GPU, 32 lanes", "top_k", "64 lanes, f16", ""),
     ("GPU, WebGPU limits", "top_k_rank", "", ""),
     ("software, 8 lanes", "sample", "8 lanes, f32", "7"),
+    ("GPU, WebGPU limits", "copy_chunks", "", ", halves"),
+    ("GPU, WebGPU limits", "matmul_tile", "", "b by rows, everything"),
+    ("GPU, 32 lanes", "matmul_rows", "few rows, 4 rows", "b by columns, silu"),
+    ("software, 8 lanes", "matmul_direct", "direct, 2 rows", "b by rows"),
     ("GPU, WebGPU limits", "probe_copy", "", ""),
     ("GPU, WebGPU limits", "probe_fma", "", ", 3 chains"),
 ];
