@@ -27,6 +27,20 @@ pub struct Weights {
     tensors: Arc<BTreeMap<String, Stored>>,
 }
 
+/// What is stored in one type.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StoredType {
+    /// Name of the type.
+    pub name: String,
+    /// Number of tensors.
+    pub tensors: usize,
+    /// Elements of all of them.
+    pub elements: u64,
+    /// Bytes of all of them; 0 for a type that is not read.
+    pub bytes: u64,
+}
+
 /// Where and how a tensor is stored.
 #[derive(Debug, Clone)]
 struct Stored {
@@ -112,6 +126,24 @@ impl Weights {
     /// [`Error::MissingTensor`].
     pub fn shape(&self, name: &str) -> Result<&[usize]> {
         Ok(&self.stored(name)?.shape)
+    }
+
+    /// Types that tensors are stored in, by name, and how much is stored in each.
+    pub fn types(&self) -> Vec<StoredType> {
+        let mut types: BTreeMap<String, StoredType> = BTreeMap::new();
+        for stored in self.tensors.values() {
+            let (name, bytes_of): (String, &dyn Fn(usize) -> u64) = match &stored.kind {
+                Kind::Readable(kind) => (kind.name(), &|elements| row_bytes(*kind, elements)),
+                Kind::Other(name) => (name.clone(), &|_| 0),
+            };
+            let elements: usize = stored.shape.iter().product();
+            let empty = StoredType { name: name.clone(), tensors: 0, elements: 0, bytes: 0 };
+            let entry = types.entry(name).or_insert(empty);
+            entry.tensors += 1;
+            entry.elements += elements as u64;
+            entry.bytes += bytes_of(elements);
+        }
+        types.into_values().collect()
     }
 
     /// Checks that every tensor of a configuration is there, in its shape and in a type that is read.

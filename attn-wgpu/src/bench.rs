@@ -2,6 +2,7 @@
 //! is compared with. Nothing here takes the time: the caller chooses clock and repetitions.
 
 mod kernels;
+mod rows;
 
 pub use kernels::{Deviation, KernelCase, PreparedKernel, kernel_cases};
 

@@ -45,7 +45,11 @@ impl Default for Sampling {
 }
 
 impl Sampling {
-    fn validate(&self) -> Result<()> {
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// [`attn_core::Error::Config`] naming the value.
+    pub fn validate(&self) -> Result<()> {
         let refuse = |arg, expected, got: f32| -> Result<()> {
             Err(attn_core::Error::config(arg, expected, got).into())
         };

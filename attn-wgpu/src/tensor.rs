@@ -449,12 +449,6 @@ impl Tensor {
         Tensor { shape: shape.to_vec(), strides: strides.to_vec(), ..self.clone() }
     }
 
-    /// The same buffer from the same element on with another shape and other strides, which must stay
-    /// inside what the tensor covers.
-    pub(crate) fn with_layout(&self, shape: &[usize], strides: &[usize]) -> Tensor {
-        Tensor { shape: shape.to_vec(), strides: strides.to_vec(), ..self.clone() }
-    }
-
     /// The same bits read as another type of the same size.
     pub(crate) fn reinterpret(&self, dtype: DType) -> Tensor {
         Tensor { dtype, ..self.clone() }

@@ -8,6 +8,7 @@ mod built;
 mod check;
 mod cmd;
 mod driver;
+mod model;
 mod package;
 mod stages;
 mod test;
@@ -36,6 +37,7 @@ enum Command {
     Bench(bench::Args),
     Report(bench::merge::Args),
     Tune(bench::tune::Args),
+    Model(model::Args),
 }
 
 fn main() -> ExitCode {
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::main(&args),
         Command::Report(args) => bench::merge::main(&args),
         Command::Tune(args) => bench::tune::main(&args),
+        Command::Model(args) => model::main(&args),
     };
     // The causes, without a backtrace: the command that failed is what helps.
     match result {

@@ -1,6 +1,8 @@
 //! Where models lie, and writers of small files.
 #![allow(dead_code)]
 
+pub mod device;
+pub mod reference;
 pub mod write;
 
 use std::path::{Path, PathBuf};

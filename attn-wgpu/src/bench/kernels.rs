@@ -45,6 +45,19 @@ pub struct Deviation {
 }
 
 impl KernelCase {
+    pub(super) fn new(
+        name: &'static str,
+        problem: String,
+        prepare: impl Fn(&Gpu) -> Result<PreparedKernel> + Send + Sync + 'static,
+    ) -> KernelCase {
+        let prepare = Box::new(prepare);
+        KernelCase { name, problem, flops: 0.0, bytes: 0.0, weights: None, prepare }
+    }
+
+    pub(super) fn with_cost(self, flops: f64, bytes: f64) -> KernelCase {
+        KernelCase { flops, bytes, ..self }
+    }
+
     /// Uploads the inputs.
     ///
     /// # Errors
@@ -55,6 +68,13 @@ impl KernelCase {
 }
 
 impl PreparedKernel {
+    pub(super) fn new(
+        record: impl Fn() -> Result<Tensor> + 'static,
+        check: impl Fn(&[f32]) -> Deviation + 'static,
+    ) -> PreparedKernel {
+        PreparedKernel { record: Box::new(record), check: Box::new(check) }
+    }
+
     /// Records one run and returns its result, f32 or a half type.
     ///
     /// # Errors
@@ -73,6 +93,7 @@ impl PreparedKernel {
 pub fn kernel_cases(quick: bool) -> Vec<KernelCase> {
     let mut cases = Vec::new();
     cases.extend(matmul_cases(quick));
+    cases.extend(super::rows::cases(quick));
     cases
 }
 

@@ -1,0 +1,68 @@
+//! `cargo xtask model`: fetching, looking at, running and converting language models.
+
+mod export;
+pub mod fetch;
+mod info;
+mod run;
+
+use anyhow::Result;
+use attn_model::DType;
+use clap::{Subcommand, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Fetch, describe, run or convert a language model.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Fetch(fetch::Args),
+    Info(info::Args),
+    Run(run::Args),
+    #[command(name = "export-hf")]
+    ExportHf(export::Args),
+}
+
+/// Runs the command.
+pub fn main(args: &Args) -> Result<()> {
+    match &args.command {
+        Command::Fetch(args) => fetch::main(args),
+        Command::Info(args) => info::main(args),
+        Command::Run(args) => run::main(args),
+        Command::ExportHf(args) => export::main(args),
+    }
+}
+
+/// Storage types, as they are spelled on the command line.
+#[derive(Clone, Copy, ValueEnum)]
+enum Dtype {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl From<Dtype> for DType {
+    fn from(dtype: Dtype) -> DType {
+        match dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::F16 => DType::F16,
+            Dtype::Bf16 => DType::BF16,
+        }
+    }
+}
+
+/// A progress bar that looks like `template`.
+fn bar(template: &str) -> ProgressBar {
+    let bar = ProgressBar::new(0);
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}

@@ -1,0 +1,121 @@
+//! `cargo xtask model run`: continue a text.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use attn_model::attn_wgpu::Gpu;
+use attn_model::attn_wgpu::sample::Sampling;
+use attn_model::{Generate, Message, Model, Options, Source};
+
+use super::{Dtype, bar, mib};
+use crate::driver::install;
+
+/// Continue a text with a language model, and say how fast that was.
+///
+/// The text appears as it is made. Without --temperature the most probable tokens are taken.
+#[derive(clap::Args)]
+pub struct Args {
+    /// A Hugging Face folder or a GGUF file
+    #[arg(long, value_name = "DIR|FILE")]
+    model: PathBuf,
+    /// The text to continue; with --chat, what the user says
+    #[arg(long, value_name = "TEXT")]
+    prompt: String,
+    /// Use the model's chat template
+    #[arg(long)]
+    chat: bool,
+    /// Tokens at most
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    max_tokens: usize,
+    /// Draw tokens at random, with logits divided by this
+    #[arg(long, value_name = "T")]
+    temperature: Option<f32>,
+    /// Of the K most probable tokens only
+    #[arg(long, value_name = "K", requires = "temperature")]
+    top_k: Option<usize>,
+    /// Of the most probable tokens that have this probability together
+    #[arg(long, value_name = "P", requires = "temperature")]
+    top_p: Option<f32>,
+    /// Of tokens at least this many times as probable as the most probable one
+    #[arg(long, value_name = "P", requires = "temperature")]
+    min_p: Option<f32>,
+    /// Seed of the random numbers
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Type of the weights on the device
+    #[arg(long, value_name = "TYPE", default_value = "f16")]
+    weights: Dtype,
+    /// Type of cached keys and values
+    #[arg(long, value_name = "TYPE", default_value = "f32")]
+    cache: Dtype,
+}
+
+/// Runs the command.
+pub fn main(args: &Args) -> Result<()> {
+    let source = Source::open(&args.model)?;
+    let tokenizer = source.tokenizer()?.context("the model has no tokenizer")?;
+    let text = match args.chat {
+        true => tokenizer.chat(&[Message::new("user", &args.prompt)], true)?,
+        false => args.prompt.clone(),
+    };
+    let prompt = tokenizer.encode(&text, !args.chat)?;
+    if prompt.is_empty() {
+        bail!("the prompt holds no token");
+    }
+    let gpu = Gpu::new().with_context(install::advice)?;
+    eprintln!("{}", gpu.adapter());
+    let model = load(args, &gpu, &source)?;
+
+    let mut session = model.session(prompt.len() + args.max_tokens)?;
+    let options = generate(args, &model);
+    let (start, mut first, mut count) = (Instant::now(), None, 0);
+    let mut words = tokenizer.decode_stream();
+    let mut out = io::stdout().lock();
+    for token in session.generate(&prompt, options)? {
+        let token = token?;
+        first.get_or_insert_with(|| start.elapsed());
+        count += 1;
+        write!(out, "{}", words.push(token)?)?;
+        out.flush()?;
+    }
+    writeln!(out, "{}", words.finish()?)?;
+    let (first, all) = (first.unwrap_or_default().as_secs_f64(), start.elapsed().as_secs_f64());
+    eprintln!(
+        "prompt: {} tokens in {first:.2} s, {:.1} tokens/s, compiling included\ntext: {count} tokens, {:.1} tokens/s\n\
+         memory: {} of weights, {} of keys and values, {} at most",
+        prompt.len(),
+        prompt.len() as f64 / first,
+        (count.max(1) - 1) as f64 / (all - first).max(1e-9),
+        mib(model.bytes()),
+        mib(session.bytes()),
+        mib(gpu.memory().peak),
+    );
+    Ok(())
+}
+
+fn load(args: &Args, gpu: &Gpu, source: &Source) -> Result<Model> {
+    let options =
+        Options::default().with_weights(args.weights.into()).with_cache(args.cache.into());
+    let bar = bar("loading {bar:30} {bytes}/{total_bytes}");
+    let model = Model::from_source(gpu, source, options, &mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    })?;
+    bar.finish_and_clear();
+    Ok(model)
+}
+
+fn generate(args: &Args, model: &Model) -> Generate {
+    let options = Generate::greedy(args.max_tokens).with_stop(&model.config().eos);
+    let Some(temperature) = args.temperature else { return options };
+    let default = Sampling::default();
+    let sampling = Sampling {
+        temperature,
+        top_k: args.top_k,
+        top_p: args.top_p.unwrap_or(default.top_p),
+        min_p: args.min_p.unwrap_or(default.min_p),
+    };
+    options.with_sampling(sampling, args.seed)
+}
