@@ -16,7 +16,7 @@ mod readme;
 mod registry;
 mod report;
 mod series;
-mod table;
+pub mod table;
 pub mod tune;
 
 use std::fmt::Write;

@@ -74,6 +74,8 @@ pub fn read(results: &[(&'static str, Tensor)]) -> attn_wgpu::Result<Vec<Got>> {
         let data = match tensor.dtype() {
             DType::F16 => tensor.to_vec::<f16>()?.into_iter().map(f32::from).collect(),
             DType::BF16 => tensor.to_vec::<bf16>()?.into_iter().map(f32::from).collect(),
+            // Numbers of elements, which f32 holds exactly.
+            DType::U32 => tensor.to_vec::<u32>()?.into_iter().map(|x| x as f32).collect(),
             _ => tensor.to_vec::<f32>()?,
         };
         Ok(Got { name, shape: tensor.shape().to_vec(), data })

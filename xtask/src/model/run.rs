@@ -1,5 +1,7 @@
 //! `cargo xtask model run`: continue a text.
 
+use std::collections::BTreeMap;
+use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -7,9 +9,10 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use attn_model::attn_wgpu::Gpu;
 use attn_model::attn_wgpu::sample::Sampling;
-use attn_model::{Generate, Message, Model, Options, Source};
+use attn_model::{Error, Generate, Message, Model, Options, Source};
 
 use super::{Dtype, bar, mib};
+use crate::bench::table::markdown;
 use crate::driver::install;
 
 /// Continue a text with a language model, and say how fast that was.
@@ -21,8 +24,11 @@ pub struct Args {
     #[arg(long, value_name = "DIR|FILE")]
     model: PathBuf,
     /// The text to continue; with --chat, what the user says
-    #[arg(long, value_name = "TEXT")]
-    prompt: String,
+    #[arg(long, value_name = "TEXT", required_unless_present = "prompt_file")]
+    prompt: Option<String>,
+    /// A file with the text to continue
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    prompt_file: Option<PathBuf>,
     /// Use the model's chat template
     #[arg(long)]
     chat: bool,
@@ -50,15 +56,25 @@ pub struct Args {
     /// Type of cached keys and values
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     cache: Dtype,
+    /// Say which kernels the prompt's time goes to, in a second pass
+    #[arg(long)]
+    profile: bool,
 }
 
 /// Runs the command.
 pub fn main(args: &Args) -> Result<()> {
     let source = Source::open(&args.model)?;
     let tokenizer = source.tokenizer()?.context("the model has no tokenizer")?;
+    let text = match (&args.prompt, &args.prompt_file) {
+        (Some(text), _) => text.clone(),
+        (None, Some(file)) => {
+            fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?
+        }
+        (None, None) => String::new(),
+    };
     let text = match args.chat {
-        true => tokenizer.chat(&[Message::new("user", &args.prompt)], true)?,
-        false => args.prompt.clone(),
+        true => tokenizer.chat(&[Message::new("user", text)], true)?,
+        false => text,
     };
     let prompt = tokenizer.encode(&text, !args.chat)?;
     if prompt.is_empty() {
@@ -92,7 +108,38 @@ pub fn main(args: &Args) -> Result<()> {
         mib(session.bytes()),
         mib(gpu.memory().peak),
     );
+    if args.profile {
+        eprintln!("{}", profile(&model, &prompt)?);
+    }
     Ok(())
+}
+
+/// Time of the prompt by kernel, most first.
+fn profile(model: &Model, prompt: &[u32]) -> Result<String> {
+    let mut session = model.session(prompt.len())?;
+    let (_, profile) = model.gpu().profile(|| {
+        let hidden = session.forward(prompt, None);
+        hidden.map_err(|error| match error {
+            Error::Gpu(error) => error,
+            other => attn_core::Error::data("prompt", "tokens of the model", other).into(),
+        })
+    })?;
+    let mut kernels: BTreeMap<&str, (usize, f64)> = BTreeMap::new();
+    for time in &profile.kernels {
+        let name = time.kernel.split(' ').next().unwrap_or_default();
+        let entry = kernels.entry(name).or_default();
+        entry.0 += 1;
+        entry.1 += time.time.as_secs_f64();
+    }
+    let total = profile.total().as_secs_f64().max(1e-12);
+    let mut kernels: Vec<_> = kernels.into_iter().collect();
+    kernels.sort_by(|a, b| b.1.1.total_cmp(&a.1.1));
+    let row = |(name, (count, seconds)): (&str, (usize, f64))| {
+        let share = format!("{:.1} %", 100.0 * seconds / total);
+        vec![name.into(), count.to_string(), format!("{:.1}", seconds * 1e3), share]
+    };
+    let header = ["kernel", "dispatches", "ms", "share"].map(String::from).to_vec();
+    Ok(markdown(header, kernels.into_iter().map(row).collect(), 1).to_string())
 }
 
 fn load(args: &Args, gpu: &Gpu, source: &Source) -> Result<Model> {
