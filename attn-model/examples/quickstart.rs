@@ -1,10 +1,11 @@
-//! Opens a model's files, says what is in them, and reads one row of the embedding.
+//! Continues a text.
 //!
-//! Usage: `quickstart [FOLDER OR GGUF FILE]`, by default SmolLM2 from the cache of models.
+//! Usage: `attn-model-quickstart [FOLDER OR GGUF FILE]`, by default SmolLM2 from the cache of models.
 
 use std::path::PathBuf;
 
-use attn_model::{DType, EMBEDDING, Message, Result, Source, cache_dir};
+use attn_model::attn_wgpu::{self, Gpu};
+use attn_model::{Generate, Model, Options, Result, Source, cache_dir};
 
 fn main() -> Result<()> {
     let cached = "smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
@@ -16,22 +17,27 @@ fn main() -> Result<()> {
         );
         return Ok(());
     };
+    let gpu = match Gpu::new() {
+        Err(attn_wgpu::Error::NoAdapter { .. }) => {
+            println!("no GPU and no software driver on this machine");
+            return Ok(());
+        }
+        gpu => gpu?,
+    };
 
     let source = Source::open(&path)?;
-    let config = &source.config;
-    let (layers, heads) = (config.layers.len(), config.heads);
-    println!("{:?}: {layers} layers, {heads} heads of {}", config.family, config.head_dim);
+    let model = Model::from_source(&gpu, &source, Options::default(), &mut |_, _| ())?;
+    let Some(tokenizer) = source.tokenizer()? else {
+        println!("no tokenizer: {} layers on {}", model.config().layers.len(), gpu.adapter());
+        return Ok(());
+    };
 
-    // Rows of a matrix are read without the rest of it.
-    let shape = [config.vocabulary, config.hidden];
-    let row = source.weights.rows(EMBEDDING, &shape, 7..8, DType::F32)?.to_f32();
-    println!("token 7 starts with {:?}", &row[..3]);
-
-    if let Some(tokenizer) = source.tokenizer()? {
-        let chat = tokenizer.chat(&[Message::new("user", "Name a fruit.")], true);
-        if let Ok(text) = chat {
-            println!("{} tokens: {text:?}", tokenizer.encode(&text, false)?.len());
-        }
+    let prompt = tokenizer.encode("The capital of France is", true)?;
+    let mut session = model.session(64)?;
+    let mut words = tokenizer.decode_stream();
+    for token in session.generate(&prompt, Generate::greedy(8))? {
+        print!("{}", words.push(token?)?);
     }
+    println!("{}", words.finish()?);
     Ok(())
 }

@@ -1,5 +1,7 @@
-//! Decoder-only language models: loading them from Hugging Face folders and GGUF files.
+//! Decoder-only language models from Hugging Face folders and GGUF files, run on any GPU.
 //!
+//! * [`Model`]: a model's weights on a device. [`Session`]: one sequence on its way through it.
+//! * [`Generate`]: continuing a text. [`Observer`]: looking on, layer by layer.
 //! * [`Source`]: a model's files, opened and checked. Weights stay on disk until they are asked for.
 //! * [`ModelConfig`]: what the model is made of, in one form for all [families](Family).
 //! * [`RopeConfig`]: rotary frequencies, with the scalings for long contexts.

@@ -211,7 +211,9 @@ fn two_thousand_tokens_in_steady_memory_one_submission_each() {
     let model = Model::load(&gpu, &data("models/tiny-llama"), Options::exact()).unwrap();
     let mut session = model.session(2100).unwrap();
     let mut tokens = session.generate(&text(40, 320), Generate::greedy(2000)).unwrap();
-    tokens.by_ref().take(30).for_each(|token| drop(token.unwrap()));
+    for token in tokens.by_ref().take(30) {
+        token.unwrap();
+    }
     let (memory, pipelines) = (gpu.memory(), gpu.pipelines());
     gpu.reset_peak();
     let mut before = gpu.stream_stats();

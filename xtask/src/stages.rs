@@ -8,6 +8,7 @@ use crate::built::{Pick, Programs, cargo_test};
 use crate::check;
 use crate::cmd::Cmd;
 use crate::driver::install;
+use crate::model::fetch;
 use crate::package;
 use crate::tidy;
 use crate::workspace::{Member, Workspace, test_features};
@@ -122,6 +123,11 @@ pub fn stages(ws: &Workspace, host: &Host) -> Vec<Stage> {
             own("system packages", |_| install::system_packages(false)),
         ),
         fixed(
+            "model",
+            "the language model that some tests compare with golden data is there",
+            vec![model(ws)],
+        ),
+        fixed(
             "tidy",
             "files, headers, dependencies and library code follow the house rules",
             own("cargo xtask tidy", tidy::check),
@@ -219,6 +225,15 @@ fn find<'a>(ws: &'a Workspace, name: &str) -> Option<&'a Member> {
 fn packages(members: &[&Member]) -> Vec<String> {
     let words = members.iter().flat_map(|m| ["-p".into(), m.name.clone()]);
     words.collect()
+}
+
+fn model(ws: &Workspace) -> Step {
+    match find(ws, "attn-model") {
+        Some(_) => Step::Call("cargo xtask model fetch smollm2", |_| {
+            fetch::fetch(&fetch::SMOLLM2).map(|path| println!("{}", path.display()))
+        }),
+        None => Step::Skip("there is no attn-model".into()),
+    }
 }
 
 fn wasm(ws: &Workspace, host: &Host) -> Step {
