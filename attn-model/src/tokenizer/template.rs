@@ -1,3 +1,5 @@
+use std::io;
+
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, ValueKind};
 use minijinja::{Environment, Error as Jinja, ErrorKind, Value, context};
@@ -8,6 +10,8 @@ use crate::{Error, Result};
 
 /// Steps that a template may take: loops in a hostile one end.
 const FUEL: u64 = 10_000_000;
+/// Bytes of a conversation's text.
+const MAX_BYTES: usize = 16 << 20;
 const NAME: &str = "chat";
 
 /// A parsed chat template: a Jinja template in the dialect of transformers.
@@ -62,7 +66,27 @@ impl ChatTemplate {
         };
         let own = context! { messages => Serde(messages), add_generation_prompt => reply };
         let specials = Value::from(Serde(&self.specials));
-        template.render(context! { ..own, ..variables, ..specials }).map_err(error)
+        let mut text = Bounded(Vec::new());
+        let all = context! { ..own, ..variables, ..specials };
+        template.render_captured_to(all, &mut text).map_err(error)?;
+        String::from_utf8(text.0).map_err(|utf8| Error::Template { reason: utf8.to_string() })
+    }
+}
+
+/// Takes [`MAX_BYTES`]: steps do not bound what one of them writes.
+struct Bounded(Vec<u8>);
+
+impl io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() > MAX_BYTES {
+            return Err(io::Error::other(format!("the text is longer than {MAX_BYTES} bytes")));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
