@@ -175,6 +175,7 @@ fn templates_fail_with_a_reason() {
         ("{{ nothing_known() }}", "nothing_known"),
         ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "fuel"),
         ("{{ [2] * 90000000 }}", "longer than"),
+        ("{{ [2] * 8000000 }}", "longer than"),
     ] {
         let error = render(source, Value::Null).unwrap_err();
         assert!(matches!(error, Error::Template { .. }), "{error}");

@@ -2,7 +2,7 @@ use std::io;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, ValueKind};
-use minijinja::{Environment, Error as Jinja, ErrorKind, Value, context};
+use minijinja::{Environment, Error as Jinja, ErrorKind, Value, context, escape_formatter};
 use serde::Serialize;
 
 use super::{Specials, time};
@@ -30,6 +30,13 @@ impl ChatTemplate {
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(error)?);
         environment.set_fuel(Some(FUEL));
+        environment.set_formatter(|out, state, value| {
+            let is_list = value.kind() != ValueKind::String;
+            if is_list && value.len().is_some_and(|len| len > MAX_BYTES / 2) {
+                return Err(Jinja::new(ErrorKind::WriteFailure, too_long()));
+            }
+            escape_formatter(out, state, value)
+        });
         environment
             .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", raise_exception);
@@ -73,13 +80,17 @@ impl ChatTemplate {
     }
 }
 
+fn too_long() -> String {
+    format!("the text is longer than {MAX_BYTES} bytes")
+}
+
 /// Takes [`MAX_BYTES`]: steps do not bound what one of them writes.
 struct Bounded(Vec<u8>);
 
 impl io::Write for Bounded {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.0.len() + bytes.len() > MAX_BYTES {
-            return Err(io::Error::other(format!("the text is longer than {MAX_BYTES} bytes")));
+            return Err(io::Error::other(too_long()));
         }
         self.0.extend_from_slice(bytes);
         Ok(bytes.len())
@@ -116,7 +127,12 @@ fn without_generation(source: &str) -> String {
 }
 
 fn error(error: Jinja) -> Error {
-    Error::Template { reason: format!("{error:#}") }
+    use std::error::Error as _;
+    let reason = format!("{error:#}");
+    match error.source() {
+        Some(source) => Error::Template { reason: format!("{reason}: {source}") },
+        None => Error::Template { reason },
+    }
 }
 
 fn raise_exception(message: String) -> Result<Value, Jinja> {
