@@ -23,6 +23,8 @@ mod error;
 mod gpu;
 mod guard;
 mod kernel;
+#[cfg(feature = "bench")]
+mod mutant;
 pub mod ops;
 mod pool;
 mod profile;

@@ -15,7 +15,7 @@ mod readme;
 mod registry;
 mod report;
 mod series;
-mod table;
+pub mod table;
 
 use std::fmt::Write;
 use std::fs;

@@ -8,6 +8,7 @@ mod built;
 mod check;
 mod cmd;
 mod driver;
+mod mutate;
 mod package;
 mod stages;
 mod test;
@@ -31,6 +32,7 @@ enum Command {
     Test(test::Args),
     Tidy(tidy::Args),
     Check(check::Args),
+    Mutate(mutate::Args),
     Package(package::Args),
     Driver(driver::Args),
     Bench(bench::Args),
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::main(&args),
         Command::Tidy(args) => tidy::main(&args),
         Command::Check(args) => check::main(&args),
+        Command::Mutate(args) => mutate::main(&args),
         Command::Package(args) => package::main(&args),
         Command::Driver(args) => driver::main(&args),
         Command::Bench(args) => bench::main(&args),
