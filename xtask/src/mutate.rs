@@ -11,7 +11,7 @@ mod survey;
 
 use std::collections::HashMap;
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
@@ -21,7 +21,6 @@ use self::effect::{Effect, Setting, Texts};
 use self::mutants::{Choice, Mutant};
 use self::mutators::MUTATORS;
 use self::plan::{Tests, tests_of};
-use self::process::program;
 use self::results::{Explanation, Fate, Outcome};
 use self::survey::{Step, Survey, Task};
 use crate::built::{Pick, Programs, programs};
@@ -296,5 +295,10 @@ fn tests_built(workspace: &Workspace) -> Result<Vec<process::Program>> {
     };
     let dir = workspace.root.join("attn-wgpu");
     let built = programs(workspace, &pick)?;
-    Ok(built.iter().map(|(name, path)| program(name, Path::new(path), &dir)).collect())
+    let program = |(name, path): (String, String)| process::Program {
+        name,
+        path: path.into(),
+        dir: dir.clone(),
+    };
+    Ok(built.into_iter().map(program).collect())
 }

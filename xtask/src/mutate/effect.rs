@@ -58,9 +58,7 @@ pub enum Effect {
 struct Known {
     setting: Setting,
     entry: Entry,
-    /// The same without `#unroll`, and what the loader makes of it.
-    short: KernelSource,
-    short_text: String,
+    text: String,
 }
 
 /// The kernels whose texts are compared.
@@ -79,49 +77,37 @@ impl Texts {
                 !variant.contains("dims ") || variant.contains("dims 64/64,")
             };
             for entry in catalogue::entries(&capabilities).into_iter().filter(wanted) {
-                let short = rewritten(&entry.source, &|_, text| without_unroll(text));
-                let short_text = expanded(&short, &entry, setting).map_err(|e| anyhow!(e))?;
-                known.push(Known { setting, entry, short, short_text });
+                let text = expanded(&entry.source, &entry, setting).map_err(|e| anyhow!(e))?;
+                known.push(Known { setting, entry, text });
             }
         }
         Ok(Self(known))
     }
 
-    /// Compares and compiles. Loops stay loops where a variant is only checked for types, since unrolled texts are
-    /// many times longer; of each kernel one text is compiled as the loader makes it.
+    /// Compares all texts, and compiles the first of each kernel that changes.
     pub fn effect(&self, mutant: &Mutant) -> Effect {
         let mut settings = Vec::new();
-        let mut in_full: Vec<(Setting, &str)> = Vec::new();
-        let short = without_unroll(&mutant.text).leak();
-        let full: &'static str = mutant.text.clone().leak();
-        for known in &self.0 {
-            let source = &known.entry.source;
+        let mut compiled: Vec<(Setting, &str)> = Vec::new();
+        let new: &'static str = mutant.text.clone().leak();
+        for Known { setting, entry, text: old } in &self.0 {
+            let source = &entry.source;
             let uses = source.name == mutant.file
                 || source.imports.iter().any(|(name, _)| *name == mutant.file);
-            if !uses {
+            if !uses || compiled.contains(&(*setting, source.name)) {
                 continue;
             }
-            let replace = |source, text: &'static str| {
-                rewritten(source, &|name, old| {
-                    if name == mutant.file { text.into() } else { old.into() }
-                })
-            };
-            let text = expanded(&replace(&known.short, short), &known.entry, known.setting);
-            let mut outcome = match text {
-                Ok(text) if text == known.short_text => continue,
-                Ok(text) => valid(&text),
-                Err(message) => Err(message),
-            };
-            if outcome.is_ok() && !in_full.contains(&(known.setting, source.name)) {
-                in_full.push((known.setting, source.name));
-                let text = expanded(&replace(source, full), &known.entry, known.setting);
-                outcome = text.and_then(|text| valid(&text));
+            let text = expanded(&with_text(source, &mutant.file, new), entry, *setting);
+            match text {
+                Ok(text) if text == *old => continue,
+                text => {
+                    if let Err(reason) = text.and_then(|text| valid(&text)) {
+                        return Effect::Invalid(reason);
+                    }
+                }
             }
-            if let Err(message) = outcome {
-                return Effect::Invalid(message);
-            }
-            if !settings.contains(&known.setting) {
-                settings.push(known.setting);
+            compiled.push((*setting, source.name));
+            if !settings.contains(setting) {
+                settings.push(*setting);
             }
         }
         match settings[..] {
@@ -131,23 +117,15 @@ impl Texts {
     }
 }
 
-/// The source with other texts. The loader takes texts that live for ever; a run leaks some megabytes.
-fn rewritten(source: &KernelSource, text: &dyn Fn(&str, &'static str) -> String) -> KernelSource {
-    let keep = |name: &str, old: &'static str| -> &'static str {
-        let new = text(name, old);
-        if new == old { old } else { new.leak() }
-    };
-    let imports = source.imports.iter().map(|&(name, old)| (name, keep(name, old)));
-    KernelSource {
-        name: source.name,
-        text: keep(source.name, source.text),
-        imports: imports.collect::<Vec<_>>().leak(),
+/// The source with another text for one file. The loader takes texts that live for ever; a run leaks some megabytes.
+fn with_text(source: &KernelSource, file: &str, new: &'static str) -> KernelSource {
+    if source.name == file {
+        return KernelSource { text: new, ..*source };
     }
-}
-
-fn without_unroll(text: &str) -> String {
-    let line = |line| if str::trim(line) == "#unroll" { "" } else { line };
-    text.lines().map(line).flat_map(|line| [line, "\n"]).collect()
+    let one =
+        |&(name, old): &(&'static str, &'static str)| (name, if name == file { new } else { old });
+    let imports: Vec<_> = source.imports.iter().map(one).collect();
+    KernelSource { imports: imports.leak(), ..*source }
 }
 
 fn expanded(source: &KernelSource, entry: &Entry, setting: Setting) -> Result<String, String> {

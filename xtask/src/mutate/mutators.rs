@@ -79,6 +79,9 @@ fn swap(line: &Line<'_>, pairs: &[(&str, &str)]) -> Vec<String> {
 }
 
 fn edge(line: &Line<'_>, _: &[Field]) -> Vec<String> {
+    if line.unrolled {
+        return Vec::new();
+    }
     swap(line, &[("<", "<="), (">", ">=")])
 }
 
@@ -346,6 +349,7 @@ mod tests {
                 "if a < b && c >= vec2<u32>(d) {",
                 &["if a <= b && c >= vec2<u32>(d) {", "if a < b && c > vec2<u32>(d) {"],
             ),
+            ("edge", "#unroll\nfor (var i = 0u; i < N; i++) {", &[]),
             ("equality", "let a = b == c;", &["let a = b != c;"]),
             ("logic", "let a = b || c;", &["let a = b && c;"]),
             ("off by one", "a = b + 1u - c - 1;", &["a = b - c - 1;", "a = b + 1u - c;"]),

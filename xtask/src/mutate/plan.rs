@@ -213,6 +213,7 @@ const BY_FILE: &[(&str, &[&Row])] = &[
     ("attention_absorb", &[&FORWARD, &DECODE]),
     ("attention_logits", &[&FORWARD, &DECODE, &BACKWARD]),
     ("attention_lanes", &[&FORWARD, &DECODE, &BACKWARD]),
+    ("attention_arguments", &[&FORWARD, &DECODE, &BACKWARD]),
     ("attention_item", &[&FORWARD, &DECODE, &BACKWARD]),
     ("attention_segments", &[&FORWARD, &BACKWARD]),
     ("attention_storage", &[&FORWARD, &DECODE]),

@@ -1,7 +1,7 @@
 //! One test in a process of its own, ended as soon as the outcome is known.
 
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -27,22 +27,6 @@ pub struct Program {
 }
 
 impl Program {
-    fn command(&self) -> Command {
-        let mut command = Command::new(&self.path);
-        // As cargo does with tests.
-        command.current_dir(&self.dir).env("CARGO_MANIFEST_DIR", &self.dir).stdin(Stdio::null());
-        command
-    }
-
-    /// The names of its tests.
-    pub fn tests(&self) -> Result<Vec<String>> {
-        let output = self.command().arg("--list").output();
-        let output = output.with_context(|| format!("starting {}", self.path.display()))?;
-        let names = String::from_utf8_lossy(&output.stdout);
-        let name = |line: &str| line.strip_suffix(": test").map(String::from);
-        Ok(names.lines().filter_map(name).collect())
-    }
-
     /// Runs one test with these variables, at most so long.
     pub fn run(
         &self,
@@ -51,10 +35,13 @@ impl Program {
         limit: Duration,
     ) -> Result<(Ending, Duration)> {
         let start = Instant::now();
-        let mut child = self
-            .command()
+        let mut child = Command::new(&self.path)
+            // As cargo does with tests.
+            .current_dir(&self.dir)
+            .env("CARGO_MANIFEST_DIR", &self.dir)
             .args(["--exact", test, "--test-threads", "1"])
             .envs(env.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -95,11 +82,6 @@ fn judge(line: &str) -> Option<Ending> {
     line.starts_with("test result: ok. 1 passed").then_some(Ending::Passed)
 }
 
-/// The programs of this crate's own tests, by the path of this one.
-pub fn program(name: &str, path: &Path, dir: &Path) -> Program {
-    Program { name: name.into(), path: path.into(), dir: dir.into() }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,9 +101,9 @@ mod tests {
 
     #[test]
     fn endings() {
-        let own = program("xtask", &std::env::current_exe().unwrap(), Path::new("."));
+        let path = std::env::current_exe().unwrap();
+        let own = Program { name: "xtask".into(), path, dir: ".".into() };
         let name = "mutate::process::tests::child";
-        assert!(own.tests().unwrap().iter().any(|test| test == name));
         for (how, limit, want) in [
             ("pass", 50_000, Ending::Passed),
             ("fail", 50_000, Ending::Failed),
