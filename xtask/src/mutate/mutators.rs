@@ -177,7 +177,7 @@ fn fma(line: &Line<'_>, _: &[Field]) -> Vec<String> {
     calls(line, "fma").into_iter().filter_map(product).collect()
 }
 
-/// Integers are one more, 0.0 is 1.0, other floats are doubled.
+/// Integers are one more, masks of bits are shifted, 0.0 is 1.0, other floats are doubled.
 fn constant(line: &Line<'_>, _: &[Field]) -> Vec<String> {
     if line.unrolled {
         return Vec::new();
@@ -192,8 +192,7 @@ fn other_number(number: &str) -> Option<String> {
     };
     if let Some(hex) = digits.strip_prefix("0x") {
         let value = u32::from_str_radix(hex, 16).ok()?;
-        // The largest stands for no key; one more does not exist.
-        return Some(format!("0x{:x}{suffix}", value.checked_add(1).unwrap_or(value - 1)));
+        return Some(format!("0x{:x}{suffix}", value >> 1));
     }
     if let Ok(value) = digits.parse::<u32>() {
         return Some(format!("{}{suffix}", value.checked_add(1)?));
@@ -375,7 +374,7 @@ mod tests {
                 "a = 0u + 0xfu + 0.5 + 3e38;",
                 &[
                     "a = 1u + 0xfu + 0.5 + 3e38;",
-                    "a = 0u + 0x10u + 0.5 + 3e38;",
+                    "a = 0u + 0x7u + 0.5 + 3e38;",
                     "a = 0u + 0xfu + 1.0 + 3e38;",
                     "a = 0u + 0xfu + 0.5 + 1e38;",
                 ],
@@ -383,7 +382,7 @@ mod tests {
             (
                 "constant",
                 "a = 0.0 + 0xffffffffu;",
-                &["a = 1.0 + 0xffffffffu;", "a = 0.0 + 0xfffffffeu;"],
+                &["a = 1.0 + 0xffffffffu;", "a = 0.0 + 0x7fffffffu;"],
             ),
             ("bool", "f(true);", &["f(false);"]),
             ("turns", "for (var i = 0u; i < N; i++) {", &["for (var i = 0u; i + 1u < N; i++) {"]),

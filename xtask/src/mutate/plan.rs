@@ -39,7 +39,11 @@ const BY_FLAG: &[Row] = &[
     Row {
         of: "BITS",
         quick: &["forms::nan_behind_bits_changes_nothing"],
-        long: &["forms::explicit_bits", "backward::nan_that_nobody_sees_changes_nothing"],
+        long: &[
+            "forms::explicit_bits",
+            "backward::nan_that_nobody_sees_changes_nothing",
+            "places::bits_beyond_65536_keys",
+        ],
     },
     Row {
         of: "SOFT_CAP",
@@ -66,7 +70,11 @@ const BY_FLAG: &[Row] = &[
         long: &[],
     },
     Row { of: "BACKWARD", quick: &["backward::finite_differences"], long: &[] },
-    Row { of: "SINKS", quick: &["forms::sinks"], long: &[] },
+    Row {
+        of: "SINKS",
+        quick: &["forms::sinks", "places::parts_of_a_call_know_their_sinks"],
+        long: &[],
+    },
     Row { of: "STATS", quick: &["forms::row_max_and_argmax"], long: &[] },
     Row { of: "SLICED", quick: &["forms::sequences_beyond_65536_tokens"], long: &[] },
     Row {
@@ -114,6 +122,7 @@ const FORWARD: Row = Row {
         "golden::masks_of_longca_bench",
         "attention::lengths_under_every_mask",
         "forms::half_storage_computes_in_f32",
+        "places::statistics_in_views",
     ],
 };
 
@@ -133,6 +142,7 @@ const BACKWARD: Row = Row {
         "backward::sequences_beyond_65536_tokens_are_right_or_refused",
         "golden::longca_bench",
         "backward::head_dims_and_ratios",
+        "places::statistics_in_views",
     ],
 };
 
@@ -162,6 +172,8 @@ const MERGE: Row = Row {
         "forms::decode_equals_prefill",
         "forms::merging_disjoint_parts",
         "forms::sinks",
+        "places::parts_of_a_call_know_their_sinks",
+        "places::statistics_in_views",
     ],
     long: &[
         "forms::sequences_beyond_65536_tokens",
@@ -170,8 +182,20 @@ const MERGE: Row = Row {
     ],
 };
 
-const COLUMNS: Row =
-    Row { of: "", quick: &["backward::into_a_callers_tensors", "forms::column_sums"], long: &[] };
+/// Lines that only run where dispatches are folded.
+const FOLDED: Row =
+    Row { of: "", quick: &[], long: &["places::more_workgroups_than_one_dimension_holds"] };
+
+const COLUMNS: Row = Row {
+    of: "",
+    quick: &[
+        "backward::into_a_callers_tensors",
+        "forms::column_sums",
+        "places::column_sums_know_their_batch_and_head",
+        "places::statistics_in_views",
+    ],
+    long: &[],
+};
 
 const DELTA: Row = Row {
     of: "",
@@ -179,13 +203,18 @@ const DELTA: Row = Row {
         "backward::into_a_callers_tensors",
         "backward::strided_cotangents_and_inputs",
         "backward::runs_splits_and_batches_are_bit_equal",
+        "places::statistics_in_views",
     ],
     long: &["backward::empty_rows_and_empty_tensors", "backward::half_storage"],
 };
 
 const SINKS: Row = Row {
     of: "",
-    quick: &["backward::into_a_callers_tensors", "backward::finite_differences"],
+    quick: &[
+        "backward::into_a_callers_tensors",
+        "backward::finite_differences",
+        "places::more_heads_than_one_dimension_holds",
+    ],
     long: &["backward::empty_rows_and_empty_tensors", "backward::soft_cap_modifiers_and_sinks"],
 };
 
@@ -214,7 +243,7 @@ const BY_FILE: &[(&str, &[&Row])] = &[
     ("attention_logits", &[&FORWARD, &DECODE, &BACKWARD]),
     ("attention_lanes", &[&FORWARD, &DECODE, &BACKWARD]),
     ("attention_arguments", &[&FORWARD, &DECODE, &BACKWARD]),
-    ("attention_item", &[&FORWARD, &DECODE, &BACKWARD]),
+    ("attention_item", &[&FORWARD, &DECODE, &BACKWARD, &FOLDED]),
     ("attention_segments", &[&FORWARD, &BACKWARD]),
     ("attention_storage", &[&FORWARD, &DECODE]),
     ("attention_decode", &[&DECODE]),

@@ -1,0 +1,158 @@
+//! Where things lie: results in views, parts of a call, keys and workgroups beyond 16 bits. Each test holds
+//! lines that `cargo xtask mutate` found to be held by none.
+
+mod common;
+
+use attn_core::testing::HostInputs;
+use attn_core::{BitMask, Mask, Modifier};
+use attn_wgpu::attention::{Attention, Cotangents, Inputs, Saved, Want};
+use attn_wgpu::{DType, Gpu, Tensor};
+use common::{Uploaded, attend, check, cotangents, gpu, judge, masked, normal, open, shape};
+
+fn floats(tensor: &Tensor) -> Vec<f32> {
+    tensor.to_vec().unwrap()
+}
+
+/// A tensor that begins `offset` elements behind the place where bindings may begin, and all of its memory.
+fn shifted(gpu: &Gpu, data: &[f32], shape: &[usize], offset: usize) -> (Tensor, Tensor) {
+    let padded = [vec![7.0; offset], data.to_vec(), vec![7.0; 3]].concat();
+    let all = Tensor::from_slice(gpu, &padded, &[padded.len()]).unwrap();
+    (all.narrow(0, offset, data.len()).unwrap().reshape(shape).unwrap(), all)
+}
+
+/// Statistics of rows that begin at offsets unlike each other: of lse, of its cotangent, of column sums.
+#[test]
+fn statistics_in_views() {
+    let Some(gpu) = gpu() else { return };
+    for m in [2, 12] {
+        let inputs = normal(shape([2, 4, 2, m, 13, 16, 16]), 1).with_random_sinks(1);
+        let uploaded = Uploaded::new(&gpu, &inputs).unwrap();
+        let attention = Attention::new(&gpu, masked(Mask::Causal)).unwrap();
+        let plain = attention.forward(uploaded.view()).unwrap();
+        let empty = vec![0.0; 2 * 4 * m];
+        let (lse, around) = shifted(&gpu, &empty, &[2, 4, m], 5);
+        let out = Tensor::zeros(&gpu, &inputs.shape.out(), DType::F32).unwrap();
+        attention.forward_into(uploaded.view(), &out, Some(&lse)).unwrap();
+        assert_eq!(floats(&out), floats(&plain.out), "{m}");
+        assert_eq!(floats(&lse), floats(&plain.lse), "{m}");
+        let around = floats(&around);
+        assert!(around[..5].iter().chain(&around[5 + 8 * m..]).all(|&x| x == 7.0), "{m}");
+
+        let sums = attention.column_sums(uploaded.view(), &plain.lse).unwrap();
+        let (target, around) = shifted(&gpu, &[0.0; 2 * 4 * 13], &[2, 4, 13], 9);
+        attention.column_sums_into(uploaded.view(), &lse, &target).unwrap();
+        assert_eq!(floats(&target), floats(&sums), "{m}");
+        assert!(floats(&around)[..9].iter().all(|&x| x == 7.0), "{m}");
+
+        let (d_out, d_lse) = cotangents(&inputs.shape, 2);
+        let d_out = Tensor::from_slice(&gpu, &d_out, &inputs.shape.out()).unwrap();
+        let (view, _) = shifted(&gpu, &d_lse, &[2, 4, m], 3);
+        let d_lse = Tensor::from_slice(&gpu, &d_lse, &[2, 4, m]).unwrap();
+        let backward = |lse: &Tensor, d_lse: &Tensor| {
+            let saved = Saved::new(uploaded.view(), &plain.out, lse);
+            let cotangents = Cotangents { out: &d_out, lse: Some(d_lse) };
+            let grads = attention.backward(&saved, cotangents).unwrap();
+            [&grads.dq, &grads.dk, &grads.dv, &grads.d_sinks.unwrap()].map(floats)
+        };
+        assert!(backward(&lse, &view) == backward(&plain.lse, &d_lse), "{m}");
+    }
+}
+
+/// A modifier that tells batch entries and heads apart sees those of the call in column sums, too.
+#[test]
+fn column_sums_know_their_batch_and_head() {
+    let Some(gpu) = gpu() else { return };
+    let Some(split) = open(Gpu::builder().max_work_per_dispatch(1.0)) else { return };
+    let place = Modifier::score(
+        "place",
+        "return score + f32(batch) * 0.5 * f32(key % 3) - f32(head) * 0.25 * f32(key % 2);",
+    )
+    .with_host(|score, at| {
+        score + at.batch as f64 * 0.5 * (at.key % 3) as f64
+            - at.head as f64 * 0.25 * (at.key % 2) as f64
+    });
+    let config = masked(Mask::Causal).with_modifier(place);
+    let inputs = normal(shape([3, 4, 2, 15, 21, 16, 16]), 3);
+    let arrays = inputs.to_f64().unwrap();
+    let reference = attn_core::dense::forward(arrays.view(), &config).unwrap();
+    let want = attn_core::dense::column_sums(arrays.view(), &config, &reference).unwrap();
+    for gpu in [gpu, split] {
+        let uploaded = Uploaded::new(&gpu, &inputs).unwrap();
+        let attention = Attention::new(&gpu, config.clone()).unwrap();
+        let want_sums = Want::nothing().with_column_sums();
+        let output = attention.forward_with(uploaded.view(), want_sums).unwrap();
+        for (got, want) in floats(&output.column_sums.unwrap()).iter().zip(&want) {
+            assert!((f64::from(*got) - want).abs() < 1e-5, "{got} {want}");
+        }
+    }
+}
+
+/// Each head has its own sink, also where a call of few queries is split by heads.
+#[test]
+fn parts_of_a_call_know_their_sinks() {
+    let Some(gpu) = gpu() else { return };
+    let Some(split) = open(Gpu::builder().max_work_per_dispatch(1.0)) else { return };
+    for m in [1, 9] {
+        let inputs = normal(shape([2, 6, 3, m, 40, 16, 16]), 4).with_random_sinks(5);
+        let config = masked(Mask::Causal);
+        let whole = attend(&gpu, &inputs, &config).unwrap();
+        judge("sinks", &inputs, &config, &whole).unwrap();
+        assert!(attend(&split, &inputs, &config).unwrap().bits() == whole.bits(), "{m}");
+    }
+}
+
+/// Bits of keys whose numbers need more than 16 bits, with the smallest head.
+#[test]
+fn bits_beyond_65536_keys() {
+    let Some(gpu) = gpu() else { return };
+    let n = 70_001;
+    for m in [1, 9] {
+        let bits = BitMask::from_fn(m, n, |query, key| key + 3 + query >= n);
+        check(&gpu, &normal(shape([1, 1, 1, m, n, 4, 4]), 6), &masked(Mask::Bits(bits)));
+    }
+}
+
+/// Workgroups that the fold into dimensions adds have no work and must do none.
+#[test]
+fn more_workgroups_than_one_dimension_holds() {
+    let Some(gpu) = gpu() else { return };
+    let (batch, m) = (65_537, 9);
+    // One key: the output is its value, and every probability is 1.
+    let values: Vec<f32> = (0..batch * 4).map(|i| (i / 4 % 1000) as f32).collect();
+    let v = Tensor::from_slice(&gpu, &values, &[batch, 1, 1, 4]).unwrap();
+    let k = Tensor::full(&gpu, &[batch, 1, 1, 4], 1f32).unwrap();
+    let q = Tensor::full(&gpu, &[batch, 1, m, 4], 1f32).unwrap();
+    let attention = Attention::new(&gpu, masked(Mask::Full)).unwrap();
+    let inputs = Inputs::new(&q, &k, &v);
+    let output = attention.forward_with(inputs, Want::nothing().with_column_sums()).unwrap();
+    let rows = values.chunks(4).flat_map(|row| row.repeat(m));
+    assert!(floats(&output.out).into_iter().eq(rows));
+    assert!(floats(&output.lse).iter().all(|x| (x - 2.0).abs() < 1e-6));
+    assert!(floats(&output.column_sums.unwrap()).iter().all(|x| (x - 9.0).abs() < 1e-5));
+    let saved = Saved::new(inputs, &output.out, &output.lse);
+    let grads = attention.backward(&saved, Cotangents { out: &q, lse: None }).unwrap();
+    assert!(floats(&grads.dv).iter().all(|x| (x - 9.0).abs() < 1e-5));
+    // d_out . v and delta are the same sum.
+    assert!(floats(&grads.dq).iter().chain(&floats(&grads.dk)).all(|x| x.abs() < 1e-2));
+}
+
+/// The same for the gradient of sinks, whose workgroups are heads.
+#[test]
+fn more_heads_than_one_dimension_holds() {
+    let Some(gpu) = gpu() else { return };
+    let heads = 65_537;
+    let host = HostInputs {
+        shape: shape([1, heads, heads, 1, 1, 4, 4]),
+        q: vec![0.0; 4 * heads],
+        k: vec![0.0; 4 * heads],
+        v: (0..4 * heads).map(|i| (i / 4 % 1000) as f32).collect(),
+        sinks: Some(vec![0.0; heads]),
+    };
+    let d_out = vec![1.0; 4 * heads];
+    let grads = common::gradients(&gpu, &host, &masked(Mask::Full), &d_out, None).unwrap();
+    // Sink and key share the weight: d_sink = -0.5 * (d_out . 0.5 v).
+    for (head, got) in grads.d_sinks.iter().enumerate() {
+        let want = -((head % 1000) as f32);
+        assert!((got - want).abs() <= 1e-3, "{head}: {got} {want}");
+    }
+}
