@@ -3,10 +3,9 @@
 
 mod common;
 
-use attn_core::testing::HostInputs;
 use attn_core::{BitMask, Mask, Modifier};
-use attn_wgpu::attention::{Attention, Cotangents, Inputs, Saved, Want};
-use attn_wgpu::{DType, Gpu, Tensor};
+use attn_wgpu::attention::{Attention, Cotangents, Saved, Want};
+use attn_wgpu::{DType, Gpu, Tensor, wgpu};
 use common::{Uploaded, attend, check, cotangents, gpu, judge, masked, normal, open, shape};
 
 fn floats(tensor: &Tensor) -> Vec<f32> {
@@ -112,47 +111,28 @@ fn bits_beyond_65536_keys() {
     }
 }
 
-/// Workgroups that the fold into dimensions adds have no work and must do none.
+/// A call in more workgroups than one dimension holds: those that the fold adds have no work, and do none.
 #[test]
-fn more_workgroups_than_one_dimension_holds() {
+fn folded_dispatches_change_no_bit() {
     let Some(gpu) = gpu() else { return };
-    let (batch, m) = (65_537, 9);
-    // One key: the output is its value, and every probability is 1.
-    let values: Vec<f32> = (0..batch * 4).map(|i| (i / 4 % 1000) as f32).collect();
-    let v = Tensor::from_slice(&gpu, &values, &[batch, 1, 1, 4]).unwrap();
-    let k = Tensor::full(&gpu, &[batch, 1, 1, 4], 1f32).unwrap();
-    let q = Tensor::full(&gpu, &[batch, 1, m, 4], 1f32).unwrap();
-    let attention = Attention::new(&gpu, masked(Mask::Full)).unwrap();
-    let inputs = Inputs::new(&q, &k, &v);
-    let output = attention.forward_with(inputs, Want::nothing().with_column_sums()).unwrap();
-    let rows = values.chunks(4).flat_map(|row| row.repeat(m));
-    assert!(floats(&output.out).into_iter().eq(rows));
-    assert!(floats(&output.lse).iter().all(|x| (x - 2.0).abs() < 1e-6));
-    assert!(floats(&output.column_sums.unwrap()).iter().all(|x| (x - 9.0).abs() < 1e-5));
-    let saved = Saved::new(inputs, &output.out, &output.lse);
-    let grads = attention.backward(&saved, Cotangents { out: &q, lse: None }).unwrap();
-    assert!(floats(&grads.dv).iter().all(|x| (x - 9.0).abs() < 1e-5));
-    // d_out . v and delta are the same sum.
-    assert!(floats(&grads.dq).iter().chain(&floats(&grads.dk)).all(|x| x.abs() < 1e-2));
-}
-
-/// The same for the gradient of sinks, whose workgroups are heads.
-#[test]
-fn more_heads_than_one_dimension_holds() {
-    let Some(gpu) = gpu() else { return };
-    let heads = 65_537;
-    let host = HostInputs {
-        shape: shape([1, heads, heads, 1, 1, 4, 4]),
-        q: vec![0.0; 4 * heads],
-        k: vec![0.0; 4 * heads],
-        v: (0..4 * heads).map(|i| (i / 4 % 1000) as f32).collect(),
-        sinks: Some(vec![0.0; heads]),
-    };
-    let d_out = vec![1.0; 4 * heads];
-    let grads = common::gradients(&gpu, &host, &masked(Mask::Full), &d_out, None).unwrap();
-    // Sink and key share the weight: d_sink = -0.5 * (d_out . 0.5 v).
-    for (head, got) in grads.d_sinks.iter().enumerate() {
-        let want = -((head % 1000) as f32);
-        assert!((got - want).abs() <= 1e-3, "{head}: {got} {want}");
+    let most = 7;
+    let limits = wgpu::Limits { max_compute_workgroups_per_dimension: most, ..Default::default() };
+    let Some(folding) = open(Gpu::builder().limits(limits)) else { return };
+    assert_eq!(folding.capabilities().max_workgroups, most);
+    // Planes times tiles, and heads, that fill no fold.
+    for (heads, m) in [(13, 9), (13, 40), (17, 2), (8, 1)] {
+        let inputs = normal(shape([1, heads, heads, m, 30, 16, 16]), 7).with_random_sinks(8);
+        let config = masked(Mask::Causal);
+        let (d_out, d_lse) = cotangents(&inputs.shape, 9);
+        let run = |gpu: &Gpu| {
+            let result = attend(gpu, &inputs, &config).unwrap();
+            let grads = common::gradients(gpu, &inputs, &config, &d_out, Some(&d_lse)).unwrap();
+            let uploaded = Uploaded::new(gpu, &inputs).unwrap();
+            let lse = Tensor::from_slice(gpu, &result.lse, &inputs.shape.lse()).unwrap();
+            let attention = Attention::new(gpu, config.clone()).unwrap();
+            let sums = floats(&attention.column_sums(uploaded.view(), &lse).unwrap());
+            (result, grads, sums)
+        };
+        assert!(run(&folding) == run(&gpu), "{heads} {m}");
     }
 }

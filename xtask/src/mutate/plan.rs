@@ -183,8 +183,7 @@ const MERGE: Row = Row {
 };
 
 /// Lines that only run where dispatches are folded.
-const FOLDED: Row =
-    Row { of: "", quick: &[], long: &["places::more_workgroups_than_one_dimension_holds"] };
+const FOLDED: Row = Row { of: "", quick: &[], long: &["places::folded_dispatches_change_no_bit"] };
 
 const COLUMNS: Row = Row {
     of: "",
@@ -213,7 +212,7 @@ const SINKS: Row = Row {
     quick: &[
         "backward::into_a_callers_tensors",
         "backward::finite_differences",
-        "places::more_heads_than_one_dimension_holds",
+        "places::folded_dispatches_change_no_bit",
     ],
     long: &["backward::empty_rows_and_empty_tensors", "backward::soft_cap_modifiers_and_sinks"],
 };
@@ -254,7 +253,7 @@ const BY_FILE: &[(&str, &[&Row])] = &[
     ("attention_columns", &[&COLUMNS]),
     ("attention_delta", &[&DELTA]),
     ("attention_sinks", &[&SINKS]),
-    ("linear", &[&COPY]),
+    ("linear", &[&COPY, &FOLDED]),
     ("copy", &[&COPY]),
     ("copy_half", &[&COPY]),
     ("fill", &[&COPY]),
