@@ -167,6 +167,7 @@ mod tests {
             id: String::new(),
             before: String::new(),
             after: String::new(),
+            occurrence: 1,
             text: text.replacen(before, after, 1),
         }
     }

@@ -27,6 +27,8 @@ pub struct Mutant {
     /// The line before and after, without the spaces around it.
     pub before: String,
     pub after: String,
+    /// From 1: how often the same change of the same line came up in the file so far.
+    pub occurrence: usize,
     /// The whole file with the line broken.
     pub text: String,
 }
@@ -73,13 +75,15 @@ fn params(text: &str, common: &str) -> Vec<Field> {
 }
 
 fn of_file(name: &str, text: &str, fields: &[Field]) -> Vec<Mutant> {
-    let mut mutants = Vec::new();
+    let mut mutants: Vec<Mutant> = Vec::new();
     for line in lines(text) {
         let mut seen = HashSet::new();
         for mutator in MUTATORS {
             let changed = (mutator.apply)(&line, fields).into_iter();
             let fresh = changed.filter(|after| seen.insert(after.clone()));
             for (number, after) in fresh.enumerate() {
+                let same = |m: &&Mutant| m.before == line.text.trim() && m.after == after.trim();
+                let occurrence = 1 + mutants.iter().filter(same).count();
                 mutants.push(Mutant {
                     file: name.into(),
                     line: line.number,
@@ -91,6 +95,7 @@ fn of_file(name: &str, text: &str, fields: &[Field]) -> Vec<Mutant> {
                     ),
                     before: line.text.trim().into(),
                     after: after.trim().into(),
+                    occurrence,
                     text: with_line(text, line.number, &after),
                 });
             }
@@ -178,6 +183,9 @@ mod tests {
             ]
         );
         assert_eq!(mutants[1].before, "b = c + 1u;");
+        let twice = of_file("a", "  x = y < z;\nx = y < z;\n", &[]);
+        let found: Vec<_> = twice.iter().map(|m| (m.mutator, m.occurrence)).collect();
+        assert_eq!(found, [("edge", 1), ("statement", 1), ("edge", 2), ("statement", 2)]);
         let files = files();
         assert_eq!(mutants[1].text, files["kernel"].replace("b = c + 1u; // d", "b = c;"));
     }

@@ -79,8 +79,15 @@ pub struct Explanation {
     file: String,
     before: String,
     after: String,
+    /// Which one, where the file has the same line several times.
+    #[serde(default = "first")]
+    occurrence: usize,
     /// Why the kernel computes the same.
     reason: String,
+}
+
+fn first() -> usize {
+    1
 }
 
 pub fn explanations(path: &Path) -> Result<Vec<Explanation>> {
@@ -95,7 +102,10 @@ pub fn explained<'a>(known: &'a [Explanation], mutant: &Mutant) -> Option<&'a st
 
 impl Explanation {
     fn is_of(&self, mutant: &Mutant) -> bool {
-        self.file == mutant.file && self.before == mutant.before && self.after == mutant.after
+        self.file == mutant.file
+            && self.before == mutant.before
+            && self.after == mutant.after
+            && self.occurrence == mutant.occurrence
     }
 }
 
@@ -193,6 +203,7 @@ mod tests {
             id: format!("a:3:sum:{after}"),
             before: "x + y".into(),
             after: after.into(),
+            occurrence: 1,
             text: String::new(),
         }
     }
@@ -239,6 +250,8 @@ mod tests {
         let known: Vec<Explanation> = serde_json::from_str(text).unwrap();
         assert_eq!(explained(&known, &mutant("x - y")), Some("y is 0"));
         assert_eq!(explained(&known, &mutant("x")), None);
+        let again = Mutant { occurrence: 2, ..mutant("x - y") };
+        assert_eq!(explained(&known, &again), None);
         assert_eq!(stale(&known, &[mutant("x"), mutant("x - y")]), [""; 0]);
         assert_eq!(stale(&known, &[mutant("x")]), ["a: `x + y` -> `x - y`"]);
     }
