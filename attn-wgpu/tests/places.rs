@@ -6,7 +6,9 @@ mod common;
 use attn_core::{BitMask, Mask, Modifier};
 use attn_wgpu::attention::{Attention, Cotangents, Saved, Want};
 use attn_wgpu::{DType, Gpu, Tensor, wgpu};
-use common::{Uploaded, attend, check, cotangents, gpu, judge, masked, normal, open, shape};
+use common::{
+    Uploaded, attend, check, cotangents, gpu, judge, judge_gradients, masked, normal, open, shape,
+};
 
 fn floats(tensor: &Tensor) -> Vec<f32> {
     tensor.to_vec().unwrap()
@@ -108,6 +110,20 @@ fn bits_beyond_65536_keys() {
     for m in [1, 9] {
         let bits = BitMask::from_fn(m, n, |query, key| key + 3 + query >= n);
         check(&gpu, &normal(shape([1, 1, 1, m, n, 4, 4]), 6), &masked(Mask::Bits(bits)));
+    }
+}
+
+/// Head dims of which some lanes hold a vec4 less than others, which they must not count twice.
+#[test]
+fn heads_that_do_not_fill_their_lanes() {
+    let Some(gpu) = gpu() else { return };
+    for m in [2, 11] {
+        let inputs = normal(shape([2, 2, 1, m, 21, 40, 72]), 10);
+        let config = masked(Mask::Causal);
+        check(&gpu, &inputs, &config);
+        let (d_out, d_lse) = cotangents(&inputs.shape, 11);
+        let got = common::gradients(&gpu, &inputs, &config, &d_out, Some(&d_lse)).unwrap();
+        judge_gradients("lanes", &inputs, &config, &d_out, Some(&d_lse), &got).unwrap();
     }
 }
 
