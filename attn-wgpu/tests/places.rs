@@ -127,6 +127,30 @@ fn heads_that_do_not_fill_their_lanes() {
     }
 }
 
+/// Lanes beyond a head dimension multiply by zero what must be finite: they read no other token.
+#[test]
+fn lanes_beyond_the_head_read_no_other_token() {
+    let Some(gpu) = gpu() else { return };
+    let (n, dim_qk, dim_v) = (21, 40, 72);
+    for m in [2, 11] {
+        // Nobody sees key 5, and query 1 sees nothing.
+        let bits = BitMask::from_fn(m, n, |query, key| query != 1 && key != 5);
+        let config = masked(Mask::Bits(bits));
+        let clean = normal(shape([1, 1, 1, m, n, dim_qk, dim_v]), 12);
+        let (d_out, d_lse) = cotangents(&clean.shape, 13);
+        let (mut dirty, mut dirty_d_out) = (clean.clone(), d_out.clone());
+        dirty.q[dim_qk..2 * dim_qk].fill(f32::NAN);
+        dirty.k[5 * dim_qk..6 * dim_qk].fill(f32::NAN);
+        dirty.v[5 * dim_v..6 * dim_v].fill(f32::NAN);
+        dirty_d_out[dim_v..2 * dim_v].fill(f32::NAN);
+        let want = attend(&gpu, &clean, &config).unwrap();
+        assert!(attend(&gpu, &dirty, &config).unwrap().bits() == want.bits(), "{m}");
+        let want = common::gradients(&gpu, &clean, &config, &d_out, Some(&d_lse)).unwrap();
+        let got = common::gradients(&gpu, &dirty, &config, &dirty_d_out, Some(&d_lse)).unwrap();
+        assert!(got == want, "{m}");
+    }
+}
+
 /// A call in more workgroups than one dimension holds: those that the fold adds have no work, and do none.
 #[test]
 fn folded_dispatches_change_no_bit() {

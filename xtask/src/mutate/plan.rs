@@ -186,8 +186,14 @@ const MERGE: Row = Row {
 const FOLDED: Row = Row { of: "", quick: &["places::folded_dispatches_change_no_bit"], long: &[] };
 
 /// Lanes that share a row, unevenly.
-const UNEVEN: Row =
-    Row { of: "", quick: &["places::heads_that_do_not_fill_their_lanes"], long: &[] };
+const UNEVEN: Row = Row {
+    of: "",
+    quick: &[
+        "places::heads_that_do_not_fill_their_lanes",
+        "places::lanes_beyond_the_head_read_no_other_token",
+    ],
+    long: &[],
+};
 
 const COLUMNS: Row = Row {
     of: "",
