@@ -81,7 +81,7 @@ pub struct Args {
     /// Keep the outcomes in this file, and run only what it lacks
     #[arg(long, value_name = "FILE")]
     resume: Option<PathBuf>,
-    /// With --resume: run its survivors again, after tests have changed
+    /// With --resume: run its survivors again from the start, after tests have changed
     #[arg(long, requires = "resume")]
     retry: bool,
     /// Leave out the second pass: survivors of the first are unfinished
@@ -167,7 +167,8 @@ impl<'a> Run<'a> {
                 Effect::Invalid(reason) => run.keep(mutant, Fate::Invalid(reason)),
                 Effect::Changes(settings) => {
                     run.effects.insert(&mutant.id, settings);
-                    if let Some(old) = old.filter(|old| old.fate == Fate::Open) {
+                    let goes_on = |old: &&Outcome| old.fate == Fate::Open && !args.retry;
+                    if let Some(old) = old.filter(goes_on) {
                         run.outcomes.push(old.clone());
                     }
                 }

@@ -173,6 +173,7 @@ const MERGE: Row = Row {
         "forms::merging_disjoint_parts",
         "forms::sinks",
         "places::parts_of_a_call_know_their_sinks",
+        "places::bits_beyond_65536_keys",
         "places::statistics_in_views",
     ],
     long: &[
