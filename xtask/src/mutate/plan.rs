@@ -232,6 +232,9 @@ const COPY: Row = Row {
     of: "",
     quick: &[
         "tensor::fill_of_a_part",
+        "tensor::fill_and_copy_of_whole_workgroups",
+        "tensor::copies_write_nothing_but_their_target",
+        "tensor::padded_halves",
         "tensor::copies_of_views",
         "tensor::strided_views_of_halves",
         "attention::strided_inputs_and_outputs",
