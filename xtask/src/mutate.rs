@@ -12,6 +12,7 @@ mod survey;
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
@@ -203,19 +204,20 @@ impl<'a> Run<'a> {
 
     fn survey(&mut self, workspace: &Workspace) -> Result<()> {
         let bar = bar();
-        let mut survey = Survey {
+        let survey = Survey {
             programs: tests_built(workspace)?,
             folder: workspace.target.join("mutate"),
             jobs: self.args.jobs.into(),
             cases: self.args.cases,
-            clean: HashMap::new(),
+            clean: Mutex::default(),
         };
         let passes: &[bool] = if self.args.quick { &[true] } else { &[true, false] };
         for &first in passes {
             let tasks: Vec<Task<'_>> =
                 self.mutants.iter().filter_map(|mutant| self.task(mutant, first)).collect();
+            // Long tests are only run without a mutant once a survivor has come so far.
             let steps = tasks.iter().flat_map(|task| task.steps.iter().copied());
-            survey.run_clean(steps, &bar)?;
+            survey.run_clean(steps.filter(|_| first), &bar)?;
             let mut outcomes = std::mem::take(&mut self.outcomes);
             let json = self.args.json.as_deref();
             let ran = survey.run_all(&tasks, &bar, |outcome| {

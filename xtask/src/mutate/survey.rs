@@ -1,6 +1,6 @@
 //! Runs tests against mutants until one is red.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -37,39 +37,43 @@ pub struct Survey {
     pub jobs: usize,
     /// Cases of each property test.
     pub cases: u32,
-    /// Time of each step without a mutant.
-    pub clean: HashMap<Step, Duration>,
+    /// Time of each step without a mutant, as far as known.
+    pub clean: Mutex<HashMap<Step, Duration>>,
 }
 
 impl Survey {
-    /// Runs the steps without a mutant: they must be green, and their times are the measure for hanging ones.
+    /// Runs the steps without a mutant.
     pub fn run_clean(
-        &mut self,
+        &self,
         steps: impl IntoIterator<Item = Step>,
         bar: &ProgressBar,
     ) -> Result<()> {
-        let mut wanted: Vec<Step> = Vec::new();
-        for step in steps {
-            if !self.clean.contains_key(&step) && !wanted.contains(&step) {
-                wanted.push(step);
-            }
-        }
-        bar.set_length(wanted.len() as u64);
+        let steps: BTreeSet<Step> = steps.into_iter().collect();
+        bar.set_length(steps.len() as u64);
         bar.set_position(0);
-        for (setting, test) in wanted {
+        for (setting, test) in steps {
             bar.set_message(format!("{test}, {} device, no mutant", setting.name()));
-            let limit = Duration::from_secs(1200);
-            let (ending, time) = self.run(setting, test, None, limit)?;
-            if ending != Ending::Passed {
-                bail!(
-                    "{test} is not green without a mutant ({} device): {ending:?}",
-                    setting.name()
-                );
-            }
-            self.clean.insert((setting, test), time);
+            self.clean((setting, test))?;
             bar.inc(1);
         }
         Ok(())
+    }
+
+    /// How long a step takes without a mutant: the measure for hanging ones. It must be green.
+    fn clean(&self, step: Step) -> Result<Duration> {
+        let known = |times: &HashMap<Step, Duration>| times.get(&step).copied();
+        if let Some(time) = self.clean.lock().ok().and_then(|times| known(&times)) {
+            return Ok(time);
+        }
+        let (setting, test) = step;
+        let (ending, time) = self.run(setting, test, None, Duration::from_secs(1200))?;
+        if ending != Ending::Passed {
+            bail!("{test} is not green without a mutant ({} device): {ending:?}", setting.name());
+        }
+        if let Ok(mut times) = self.clean.lock() {
+            times.insert(step, time);
+        }
+        Ok(time)
     }
 
     /// All tasks, `jobs` at a time; `done` gets each outcome when it is known.
@@ -112,14 +116,14 @@ impl Survey {
 
     fn run_task(&self, task: &Task<'_>, job: usize) -> Result<Outcome> {
         let start = Instant::now();
-        let folder = self.folder.join(format!("job-{job}"));
+        // Two runs at the same time must not see each other's mutants.
+        let folder = self.folder.join(format!("job-{}-{job}", std::process::id()));
         fs::create_dir_all(&folder)?;
         let path = folder.join(format!("{}.wgsl", task.mutant.file));
         fs::write(&path, &task.mutant.text).with_context(|| path.display().to_string())?;
         let mut fate = task.survivor.clone();
         for &(setting, test) in &task.steps {
-            let clean = self.clean.get(&(setting, test)).copied().unwrap_or_default();
-            let limit = 10 * clean + Duration::from_secs(20);
+            let limit = 10 * self.clean((setting, test))? + Duration::from_secs(20);
             let (ending, _) = self.run(setting, test, Some(&path), limit)?;
             let how = match ending {
                 Ending::Passed => continue,
@@ -130,7 +134,7 @@ impl Survey {
             fate = Fate::Killed(format!("{test} ({}{how})", setting.name()));
             break;
         }
-        fs::remove_file(&path)?;
+        fs::remove_dir_all(&folder)?;
         Ok(Outcome::new(task.mutant, fate, task.spent + start.elapsed().as_secs_f64()))
     }
 
