@@ -127,6 +127,17 @@ fn heads_that_do_not_fill_their_lanes() {
     }
 }
 
+/// The largest heads, whose lanes are more than software drivers run in step: without subgroups they have to
+/// wait for each other.
+#[test]
+fn lanes_wait_for_each_other() {
+    let Some(gpu) = gpu() else { return };
+    for m in [2, 9] {
+        let inputs = normal(shape([1, 1, 1, m, 20, 256, 256]), 14);
+        check(&gpu, &inputs, &masked(Mask::Causal));
+    }
+}
+
 /// Lanes beyond a head dimension multiply by zero what must be finite: they read no other token.
 #[test]
 fn lanes_beyond_the_head_read_no_other_token() {

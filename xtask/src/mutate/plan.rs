@@ -63,7 +63,14 @@ const BY_FLAG: &[Row] = &[
         quick: &["backward::derivatives_are_asked_for_only_where_scores_change"],
         long: &["forms::mask_modifiers_and_scores_that_mask"],
     },
-    Row { of: "MODIFIER", quick: &["forms::modifiers_see_their_place"], long: &[] },
+    Row {
+        of: "MODIFIER",
+        quick: &[
+            "forms::modifiers_see_their_place",
+            "backward::derivatives_are_asked_for_only_where_scores_change",
+        ],
+        long: &["forms::mask_modifiers_and_scores_that_mask"],
+    },
     Row {
         of: "NATURAL",
         quick: &["forms::modifiers_see_their_place", "backward::finite_differences"],
@@ -192,6 +199,7 @@ const UNEVEN: Row = Row {
     quick: &[
         "places::heads_that_do_not_fill_their_lanes",
         "places::lanes_beyond_the_head_read_no_other_token",
+        "places::lanes_wait_for_each_other",
     ],
     long: &[],
 };
@@ -259,7 +267,7 @@ const BY_FILE: &[(&str, &[&Row])] = &[
     ("attention_item", &[&FORWARD, &DECODE, &BACKWARD, &FOLDED]),
     ("attention_segments", &[&FORWARD, &BACKWARD]),
     ("attention_storage", &[&FORWARD, &DECODE]),
-    ("attention_decode", &[&DECODE]),
+    ("attention_decode", &[&DECODE, &UNEVEN]),
     ("attention_merge", &[&MERGE]),
     ("attention_backward_q", &[&BACKWARD]),
     ("attention_backward_kv", &[&BACKWARD]),
