@@ -50,6 +50,9 @@ fn every_mask() {
             check(&gpu, &normal(shape([1, 2, 1, m, n, 16, 16]), 1), &masked(mask));
         }
     }
+    // Several tiles of keys, of which the first sees no query, and edges of the window inside tiles.
+    let mask = Mask::Window { left: 5, right: 2 };
+    check(&gpu, &normal(shape([1, 1, 1, 170, 330, 16, 16]), 1), &masked(mask));
 }
 
 #[test]
