@@ -231,6 +231,7 @@ const SINKS: Row = Row {
     quick: &[
         "backward::into_a_callers_tensors",
         "backward::finite_differences",
+        "places::heads_that_do_not_fill_their_lanes",
         "places::folded_dispatches_change_no_bit",
     ],
     long: &["backward::empty_rows_and_empty_tensors", "backward::soft_cap_modifiers_and_sinks"],
