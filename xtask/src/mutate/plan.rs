@@ -94,7 +94,7 @@ const BY_FLAG: &[Row] = &[
     },
     Row {
         of: "BF16",
-        quick: &["forms::half_storage_computes_in_f32"],
+        quick: &["forms::halves_are_rounded_to_even", "forms::half_storage_computes_in_f32"],
         long: &["backward::half_storage"],
     },
     Row { of: "LSE_COTANGENT", quick: &["backward::finite_differences"], long: &[] },
@@ -114,6 +114,7 @@ const FORWARD: Row = Row {
     of: "",
     quick: &[
         "attention::grouped_query_ratios",
+        "places::statistics_in_views",
         "attention::chunked_prefill_equals_one_call",
         "attention::causal_masks_are_aligned_bottom_right",
         "forms::any_configuration_equals_the_reference",
@@ -156,6 +157,7 @@ const BACKWARD: Row = Row {
 const DECODE: Row = Row {
     of: "",
     quick: &[
+        "forms::modifiers_see_their_place",
         "forms::decode_equals_prefill",
         "attention::causal_masks_are_aligned_bottom_right",
         "forms::decode_of_long_keys",
