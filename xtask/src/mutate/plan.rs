@@ -38,12 +38,8 @@ struct Row {
 const BY_FLAG: &[Row] = &[
     Row {
         of: "BITS",
-        quick: &["forms::nan_behind_bits_changes_nothing"],
-        long: &[
-            "forms::explicit_bits",
-            "backward::nan_that_nobody_sees_changes_nothing",
-            "places::bits_beyond_65536_keys",
-        ],
+        quick: &["forms::nan_behind_bits_changes_nothing", "places::bits_beyond_65536_keys"],
+        long: &["forms::explicit_bits", "backward::nan_that_nobody_sees_changes_nothing"],
     },
     Row {
         of: "SOFT_CAP",
@@ -165,7 +161,6 @@ const DECODE: Row = Row {
     ],
     long: &[
         "attention::a_batch_entry_and_a_head_are_the_same_alone_bit_for_bit",
-        "forms::modifiers_see_their_place",
         "attention::lengths_under_every_mask",
         "forms::half_storage_computes_in_f32",
         "forms::explicit_bits",
