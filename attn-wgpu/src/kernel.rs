@@ -518,6 +518,8 @@ fn expand_text(
     if depth > 8 {
         return Err(format!("{name}: imports are nested too deeply"));
     }
+    #[cfg(feature = "bench")]
+    let input = crate::mutant::text(name, input)?;
     // For each open #ifdef: whether its current branch is kept.
     let mut branches: Vec<bool> = Vec::new();
     for (number, line) in (1..).zip(input.lines()) {

@@ -33,6 +33,8 @@ mod gpu;
 mod guard;
 mod kernel;
 pub mod matmul;
+#[cfg(feature = "bench")]
+mod mutant;
 pub mod norm;
 pub mod ops;
 mod pool;

@@ -50,6 +50,9 @@ fn every_mask() {
             check(&gpu, &normal(shape([1, 2, 1, m, n, 16, 16]), 1), &masked(mask));
         }
     }
+    // Several tiles of keys, of which the first sees no query, and edges of the window inside tiles.
+    let mask = Mask::Window { left: 5, right: 2 };
+    check(&gpu, &normal(shape([1, 1, 1, 170, 330, 16, 16]), 1), &masked(mask));
 }
 
 #[test]
@@ -91,11 +94,11 @@ fn derivatives_are_asked_for_only_where_scores_change() {
     let Some(gpu) = gpu() else { return };
     let keep = Modifier::mask("odd", "return key % 2 == 1 || key == position;")
         .with_host(|_, at| f64::from(u8::from(at.key % 2 == 1 || at.key as i64 == at.position)));
-    check(
-        &gpu,
-        &normal(shape([1, 2, 1, 30, 30, 16, 16]), 5),
-        &masked(Mask::Causal).with_modifier(keep),
-    );
+    // Where the mask alone lets all through, the modifier still has to be asked.
+    for mask in [Mask::Causal, Mask::Full] {
+        let inputs = normal(shape([1, 2, 1, 30, 30, 16, 16]), 5);
+        check(&gpu, &inputs, &masked(mask).with_modifier(keep.clone()));
+    }
     let square = Modifier::score("square", "return score * score;");
     let inputs = normal(shape([1, 1, 1, 9, 9, 16, 16]), 5);
     let config = masked(Mask::Causal).with_modifier(square);

@@ -154,8 +154,8 @@ fn mask_modifiers_and_scores_that_mask() {
             let near = (at.position - at.key as i64) % 3 == 0 || (at.key as f64) < 2.0;
             f64::from(u8::from(near))
         });
-    let bias = Modifier::score("bias", "if key % 4 == 1 { return -2e30; }\nreturn score;")
-        .with_host(|score, at| if at.key % 4 == 1 { -2e30 } else { score });
+    let bias = Modifier::score("bias", "if key % 4 == 1 { return -1e30; }\nreturn score;")
+        .with_host(|score, at| if at.key % 4 == 1 { -1e30 } else { score });
     for (m, n) in LENGTHS {
         let inputs = normal(shape([1, 2, 1, m, n, 64, 64]), 9);
         for modifier in [stride.clone(), bias.clone()] {
@@ -272,6 +272,28 @@ fn half_storage_with_logits_beyond_f16() {
             (f64::from(*got) - want).abs() <= rounding(DType::F16, *want) + 1e-2,
             "{got} {want}"
         );
+    }
+}
+
+/// Means of two neighbours lie half-way between them: stored to the nearest, ties to even.
+#[test]
+fn halves_are_rounded_to_even() {
+    let Some(gpu) = gpu() else { return };
+    for dtype in [DType::F16, DType::BF16] {
+        let step = if dtype == DType::F16 { 1.0 / 1024.0 } else { 1.0 / 128.0 };
+        for m in [1, 9] {
+            let mut inputs = normal(shape([1, 1, 1, m, 2, 8, 8]), 0);
+            inputs.q.fill(0.0);
+            inputs.v = (0..16).map(|i| 1.0 + (i % 8 + i / 8) as f32 * step).collect();
+            let uploaded = Uploaded::as_type(&gpu, &inputs, dtype).unwrap();
+            let attention = Attention::new(&gpu, masked(Mask::Full)).unwrap();
+            let got = download(&attention.forward(uploaded.view()).unwrap().out).unwrap();
+            for (i, x) in got.into_iter().enumerate() {
+                // i + 1/2 steps: to the even one of i and i + 1.
+                let even = (i % 8).next_multiple_of(2) as f32;
+                assert_eq!(x, 1.0 + even * step, "{dtype:?} {m}: {i}");
+            }
+        }
     }
 }
 

@@ -138,6 +138,49 @@ fn strided_views_of_halves() {
     }
 }
 
+/// Rows of halves that a copy makes longer end in zeros, the last row too.
+#[test]
+fn padded_halves() {
+    let Some(gpu) = gpu() else { return };
+    for (rows, from, to) in [(3, 5, 8), (1, 3, 4), (7, 2, 9)] {
+        let source = Tensor::from_slice(&gpu, &vec![f16::ONE; rows * from], &[rows, from]).unwrap();
+        let nan = vec![f16::NAN; rows * to];
+        let target = Tensor::from_slice(&gpu, &nan, &[rows, to]).unwrap();
+        ops::copy(&source, &target).unwrap();
+        for (i, x) in target.to_vec::<f16>().unwrap().into_iter().enumerate() {
+            assert_eq!(
+                x.to_f32(),
+                if i % to < from { 1.0 } else { 0.0 },
+                "{rows} {from} {to}: {i}"
+            );
+        }
+    }
+}
+
+/// Counts that fill the last workgroup to its last lane.
+#[test]
+fn fill_and_copy_of_whole_workgroups() {
+    let Some(gpu) = gpu() else { return };
+    let filled = Tensor::full(&gpu, &[5_120], 3u32).unwrap();
+    assert!(filled.to_vec::<u32>().unwrap().iter().all(|&x| x == 3));
+    let target = Tensor::uninit(&gpu, &[5_120], DType::U32).unwrap();
+    ops::copy(&filled, &target).unwrap();
+    assert!(target.to_vec::<u32>().unwrap().iter().all(|&x| x == 3));
+}
+
+/// Into a view whose first extent has the smallest stride: what lies behind it stays.
+#[test]
+fn copies_write_nothing_but_their_target() {
+    let Some(gpu) = gpu() else { return };
+    let all = Tensor::full(&gpu, &[2, 2, 2, 5], 7u32).unwrap();
+    let view = all.narrow(3, 0, 3).unwrap().permute(&[3, 0, 1, 2]).unwrap();
+    let source = Tensor::full(&gpu, &[3, 2, 2, 2], 9u32).unwrap();
+    ops::copy(&source, &view).unwrap();
+    for (i, x) in all.to_vec::<u32>().unwrap().into_iter().enumerate() {
+        assert_eq!(x, if i % 5 < 3 { 9 } else { 7 }, "{i}");
+    }
+}
+
 /// A buffer freed while commands that read it wait must not be overwritten by the next upload.
 #[test]
 fn uploads_never_overtake_recorded_commands() {

@@ -57,6 +57,18 @@ pub fn cargo_test(workspace: &Workspace) -> Cmd {
 
 /// The commands behind a pick. Builds first, which is quick where the stage of all tests went before.
 pub fn commands(workspace: &Workspace, pick: &Pick) -> Result<Vec<Cmd>> {
+    let member = workspace.members.iter().find(|m| m.name == pick.member);
+    let dir = member.map_or("", |m| m.dir.as_str());
+    let command = |(_, path): (String, String)| {
+        let cmd = Cmd::program(&path).args(pick.args.clone());
+        let add = |cmd: Cmd, (name, value): &(&str, String)| cmd.env(name, value);
+        pick.env.iter().fold(cmd, add).within(dir)
+    };
+    Ok(programs(workspace, pick)?.into_iter().map(command).collect())
+}
+
+/// Names and paths of the programs of a pick, which are built first.
+pub fn programs(workspace: &Workspace, pick: &Pick) -> Result<Vec<(String, String)>> {
     let build =
         cargo_test(workspace).arg("--no-run").arg("--message-format=json-render-diagnostics");
     println!("$ {build}");
@@ -64,7 +76,7 @@ pub fn commands(workspace: &Workspace, pick: &Pick) -> Result<Vec<Cmd>> {
     let member = workspace.members.iter().find(|m| m.name == pick.member);
     let dir = member.map_or("", |m| m.dir.as_str());
     let manifest = workspace.root.join(dir).join("Cargo.toml");
-    let mut commands = Vec::new();
+    let mut programs = Vec::new();
     for message in Message::parse_stream(output.as_bytes()) {
         let Message::CompilerArtifact(artifact) = message.context("reading cargo's messages")?
         else {
@@ -74,17 +86,15 @@ pub fn commands(workspace: &Workspace, pick: &Pick) -> Result<Vec<Cmd>> {
             continue;
         }
         if let Some(program) = &artifact.executable {
-            let cmd = Cmd::program(program.as_str()).args(pick.args.clone());
-            let add = |cmd: Cmd, (name, value): &(&str, String)| cmd.env(name, value);
-            commands.push(pick.env.iter().fold(cmd, add).within(dir));
+            programs.push((artifact.target.name.clone(), program.to_string()));
         }
     }
-    if commands.is_empty() {
+    if programs.is_empty() {
         bail!(
             "cargo did not build anything for {pick}; does it require more features than tests have?"
         );
     }
-    Ok(commands)
+    Ok(programs)
 }
 
 fn wanted(artifact: &Artifact, programs: &Programs) -> bool {

@@ -9,6 +9,7 @@ mod check;
 mod cmd;
 mod driver;
 mod model;
+mod mutate;
 mod package;
 mod stages;
 mod test;
@@ -32,6 +33,7 @@ enum Command {
     Test(test::Args),
     Tidy(tidy::Args),
     Check(check::Args),
+    Mutate(mutate::Args),
     Package(package::Args),
     Driver(driver::Args),
     Bench(bench::Args),
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::main(&args),
         Command::Tidy(args) => tidy::main(&args),
         Command::Check(args) => check::main(&args),
+        Command::Mutate(args) => mutate::main(&args),
         Command::Package(args) => package::main(&args),
         Command::Driver(args) => driver::main(&args),
         Command::Bench(args) => bench::main(&args),

@@ -1,0 +1,189 @@
+//! Where things lie: results in views, parts of a call, keys and workgroups beyond 16 bits. Each test holds
+//! lines that `cargo xtask mutate` found to be held by none.
+
+mod common;
+
+use attn_core::{BitMask, Mask, Modifier};
+use attn_wgpu::attention::{Attention, Cotangents, Saved, Want};
+use attn_wgpu::{DType, Gpu, Tensor, wgpu};
+use common::{
+    Uploaded, attend, check, cotangents, gpu, judge, judge_gradients, masked, normal, open, shape,
+};
+
+fn floats(tensor: &Tensor) -> Vec<f32> {
+    tensor.to_vec().unwrap()
+}
+
+/// A tensor that begins `offset` elements behind the place where bindings may begin, and all of its memory.
+fn shifted(gpu: &Gpu, data: &[f32], shape: &[usize], offset: usize) -> (Tensor, Tensor) {
+    let padded = [vec![7.0; offset], data.to_vec(), vec![7.0; 3]].concat();
+    let all = Tensor::from_slice(gpu, &padded, &[padded.len()]).unwrap();
+    (all.narrow(0, offset, data.len()).unwrap().reshape(shape).unwrap(), all)
+}
+
+/// Statistics of rows that begin at offsets unlike each other: of lse, of its cotangent, of column sums.
+#[test]
+fn statistics_in_views() {
+    let Some(gpu) = gpu() else { return };
+    for m in [2, 12] {
+        let inputs = normal(shape([2, 4, 2, m, 13, 16, 16]), 1).with_random_sinks(1);
+        let uploaded = Uploaded::new(&gpu, &inputs).unwrap();
+        let attention = Attention::new(&gpu, masked(Mask::Causal)).unwrap();
+        let plain = attention.forward(uploaded.view()).unwrap();
+        let empty = vec![0.0; 2 * 4 * m];
+        let (lse, around) = shifted(&gpu, &empty, &[2, 4, m], 5);
+        let out = Tensor::zeros(&gpu, &inputs.shape.out(), DType::F32).unwrap();
+        attention.forward_into(uploaded.view(), &out, Some(&lse)).unwrap();
+        assert_eq!(floats(&out), floats(&plain.out), "{m}");
+        assert_eq!(floats(&lse), floats(&plain.lse), "{m}");
+        let around = floats(&around);
+        assert!(around[..5].iter().chain(&around[5 + 8 * m..]).all(|&x| x == 7.0), "{m}");
+
+        let sums = attention.column_sums(uploaded.view(), &plain.lse).unwrap();
+        let (target, around) = shifted(&gpu, &[0.0; 2 * 4 * 13], &[2, 4, 13], 9);
+        attention.column_sums_into(uploaded.view(), &lse, &target).unwrap();
+        assert_eq!(floats(&target), floats(&sums), "{m}");
+        assert!(floats(&around)[..9].iter().all(|&x| x == 7.0), "{m}");
+
+        let (d_out, d_lse) = cotangents(&inputs.shape, 2);
+        let d_out = Tensor::from_slice(&gpu, &d_out, &inputs.shape.out()).unwrap();
+        let (view, _) = shifted(&gpu, &d_lse, &[2, 4, m], 3);
+        let d_lse = Tensor::from_slice(&gpu, &d_lse, &[2, 4, m]).unwrap();
+        let backward = |lse: &Tensor, d_lse: &Tensor| {
+            let saved = Saved::new(uploaded.view(), &plain.out, lse);
+            let cotangents = Cotangents { out: &d_out, lse: Some(d_lse) };
+            let grads = attention.backward(&saved, cotangents).unwrap();
+            [&grads.dq, &grads.dk, &grads.dv, &grads.d_sinks.unwrap()].map(floats)
+        };
+        assert!(backward(&lse, &view) == backward(&plain.lse, &d_lse), "{m}");
+    }
+}
+
+/// A modifier that tells batch entries and heads apart sees those of the call in column sums, too.
+#[test]
+fn column_sums_know_their_batch_and_head() {
+    let Some(gpu) = gpu() else { return };
+    let Some(split) = open(Gpu::builder().max_work_per_dispatch(1.0)) else { return };
+    let place = Modifier::score(
+        "place",
+        "return score + f32(batch) * 0.5 * f32(key % 3) - f32(head) * 0.25 * f32(key % 2);",
+    )
+    .with_host(|score, at| {
+        score + at.batch as f64 * 0.5 * (at.key % 3) as f64
+            - at.head as f64 * 0.25 * (at.key % 2) as f64
+    });
+    let config = masked(Mask::Causal).with_modifier(place);
+    let inputs = normal(shape([3, 4, 2, 15, 21, 16, 16]), 3);
+    let arrays = inputs.to_f64().unwrap();
+    let reference = attn_core::dense::forward(arrays.view(), &config).unwrap();
+    let want = attn_core::dense::column_sums(arrays.view(), &config, &reference).unwrap();
+    for gpu in [gpu, split] {
+        let uploaded = Uploaded::new(&gpu, &inputs).unwrap();
+        let attention = Attention::new(&gpu, config.clone()).unwrap();
+        let want_sums = Want::nothing().with_column_sums();
+        let output = attention.forward_with(uploaded.view(), want_sums).unwrap();
+        for (got, want) in floats(&output.column_sums.unwrap()).iter().zip(&want) {
+            assert!((f64::from(*got) - want).abs() < 1e-5, "{got} {want}");
+        }
+    }
+}
+
+/// Each head has its own sink, also where a call of few queries is split by heads.
+#[test]
+fn parts_of_a_call_know_their_sinks() {
+    let Some(gpu) = gpu() else { return };
+    let Some(split) = open(Gpu::builder().max_work_per_dispatch(1.0)) else { return };
+    for m in [1, 9] {
+        let inputs = normal(shape([2, 6, 3, m, 40, 16, 16]), 4).with_random_sinks(5);
+        let config = masked(Mask::Causal);
+        let whole = attend(&gpu, &inputs, &config).unwrap();
+        judge("sinks", &inputs, &config, &whole).unwrap();
+        assert!(attend(&split, &inputs, &config).unwrap().bits() == whole.bits(), "{m}");
+    }
+}
+
+/// Bits of keys whose numbers need more than 16 bits, with the smallest head.
+#[test]
+fn bits_beyond_65536_keys() {
+    let Some(gpu) = gpu() else { return };
+    let n = 70_001;
+    for m in [1, 9] {
+        let bits = BitMask::from_fn(m, n, |query, key| key + 3 + query >= n);
+        check(&gpu, &normal(shape([1, 1, 1, m, n, 4, 4]), 6), &masked(Mask::Bits(bits)));
+    }
+}
+
+/// Head dims of which some lanes hold a vec4 less than others, which they must not count twice.
+#[test]
+fn heads_that_do_not_fill_their_lanes() {
+    let Some(gpu) = gpu() else { return };
+    for m in [2, 11] {
+        let inputs = normal(shape([3, 2, 1, m, 21, 40, 72]), 10).with_random_sinks(2);
+        let config = masked(Mask::Causal);
+        check(&gpu, &inputs, &config);
+        let (d_out, d_lse) = cotangents(&inputs.shape, 11);
+        let got = common::gradients(&gpu, &inputs, &config, &d_out, Some(&d_lse)).unwrap();
+        judge_gradients("lanes", &inputs, &config, &d_out, Some(&d_lse), &got).unwrap();
+    }
+}
+
+/// The largest heads, whose lanes are more than software drivers run in step: without subgroups they have to
+/// wait for each other.
+#[test]
+fn lanes_wait_for_each_other() {
+    let Some(gpu) = gpu() else { return };
+    for m in [2, 9] {
+        let inputs = normal(shape([1, 1, 1, m, 20, 256, 256]), 14);
+        check(&gpu, &inputs, &masked(Mask::Causal));
+    }
+}
+
+/// Lanes beyond a head dimension multiply by zero what must be finite: they read no other token.
+#[test]
+fn lanes_beyond_the_head_read_no_other_token() {
+    let Some(gpu) = gpu() else { return };
+    let (n, dim_qk, dim_v) = (21, 40, 72);
+    for m in [2, 11] {
+        // Nobody sees key 5, and query 1 sees nothing.
+        let bits = BitMask::from_fn(m, n, |query, key| query != 1 && key != 5);
+        let config = masked(Mask::Bits(bits));
+        let clean = normal(shape([1, 1, 1, m, n, dim_qk, dim_v]), 12);
+        let (d_out, d_lse) = cotangents(&clean.shape, 13);
+        let (mut dirty, mut dirty_d_out) = (clean.clone(), d_out.clone());
+        dirty.q[dim_qk..2 * dim_qk].fill(f32::NAN);
+        dirty.k[5 * dim_qk..6 * dim_qk].fill(f32::NAN);
+        dirty.v[5 * dim_v..6 * dim_v].fill(f32::NAN);
+        dirty_d_out[dim_v..2 * dim_v].fill(f32::NAN);
+        let want = attend(&gpu, &clean, &config).unwrap();
+        assert!(attend(&gpu, &dirty, &config).unwrap().bits() == want.bits(), "{m}");
+        let want = common::gradients(&gpu, &clean, &config, &d_out, Some(&d_lse)).unwrap();
+        let got = common::gradients(&gpu, &dirty, &config, &dirty_d_out, Some(&d_lse)).unwrap();
+        assert!(got == want, "{m}");
+    }
+}
+
+/// A call in more workgroups than one dimension holds: those that the fold adds have no work, and do none.
+#[test]
+fn folded_dispatches_change_no_bit() {
+    let Some(gpu) = gpu() else { return };
+    let most = 7;
+    let limits = wgpu::Limits { max_compute_workgroups_per_dimension: most, ..Default::default() };
+    let Some(folding) = open(Gpu::builder().limits(limits)) else { return };
+    assert_eq!(folding.capabilities().max_workgroups, most);
+    // Planes times tiles, and heads, that fill no fold.
+    for (heads, m) in [(13, 9), (13, 40), (17, 2), (8, 1)] {
+        let inputs = normal(shape([1, heads, heads, m, 30, 16, 16]), 7).with_random_sinks(8);
+        let config = masked(Mask::Causal);
+        let (d_out, d_lse) = cotangents(&inputs.shape, 9);
+        let run = |gpu: &Gpu| {
+            let result = attend(gpu, &inputs, &config).unwrap();
+            let grads = common::gradients(gpu, &inputs, &config, &d_out, Some(&d_lse)).unwrap();
+            let uploaded = Uploaded::new(gpu, &inputs).unwrap();
+            let lse = Tensor::from_slice(gpu, &result.lse, &inputs.shape.lse()).unwrap();
+            let attention = Attention::new(gpu, config.clone()).unwrap();
+            let sums = floats(&attention.column_sums(uploaded.view(), &lse).unwrap());
+            (result, grads, sums)
+        };
+        assert!(run(&folding) == run(&gpu), "{heads} {m}");
+    }
+}

@@ -1,0 +1,366 @@
+//! Which tests notice a mutant: tables by flag and by file, what kills soonest first.
+//!
+//! A mutant's shaders are compiled anew, which costs seconds a variant on a software driver. Quick tests therefore
+//! use small heads and few variants; those with many are long.
+
+use std::fmt;
+
+use super::mutants::Mutant;
+
+/// A test by its program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Test {
+    pub program: &'static str,
+    pub name: &'static str,
+}
+
+impl fmt::Display for Test {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}::{}", self.program, self.name)
+    }
+}
+
+/// What runs against a mutant.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tests {
+    pub quick: Vec<Test>,
+    pub long: Vec<Test>,
+}
+
+struct Row {
+    /// A flag around the line, or a file.
+    of: &'static str,
+    quick: &'static [&'static str],
+    long: &'static [&'static str],
+}
+
+/// Lines under `#ifdef` of these flags.
+const BY_FLAG: &[Row] = &[
+    Row {
+        of: "BITS",
+        quick: &["forms::nan_behind_bits_changes_nothing", "places::bits_beyond_65536_keys"],
+        long: &["forms::explicit_bits", "backward::nan_that_nobody_sees_changes_nothing"],
+    },
+    Row {
+        of: "SOFT_CAP",
+        quick: &["forms::soft_cap", "backward::finite_differences"],
+        long: &["backward::soft_cap_modifiers_and_sinks"],
+    },
+    Row {
+        of: "MODIFIER_SCORE",
+        quick: &["forms::modifiers_see_their_place", "backward::finite_differences"],
+        long: &[
+            "forms::mask_modifiers_and_scores_that_mask",
+            "backward::soft_cap_modifiers_and_sinks",
+        ],
+    },
+    Row {
+        of: "MODIFIER_MASK",
+        quick: &["backward::derivatives_are_asked_for_only_where_scores_change"],
+        long: &["forms::mask_modifiers_and_scores_that_mask"],
+    },
+    Row {
+        of: "MODIFIER",
+        quick: &[
+            "forms::modifiers_see_their_place",
+            "backward::derivatives_are_asked_for_only_where_scores_change",
+        ],
+        long: &["forms::mask_modifiers_and_scores_that_mask"],
+    },
+    Row {
+        of: "NATURAL",
+        quick: &["forms::modifiers_see_their_place", "backward::finite_differences"],
+        long: &[],
+    },
+    Row { of: "BACKWARD", quick: &["backward::finite_differences"], long: &[] },
+    Row {
+        of: "SINKS",
+        quick: &["forms::sinks", "places::parts_of_a_call_know_their_sinks"],
+        long: &[],
+    },
+    Row { of: "STATS", quick: &["forms::row_max_and_argmax"], long: &[] },
+    Row { of: "SLICED", quick: &["forms::sequences_beyond_65536_tokens"], long: &[] },
+    Row {
+        of: "F16",
+        quick: &[
+            "forms::half_tensors_in_other_layouts",
+            "forms::half_storage_with_logits_beyond_f16",
+        ],
+        long: &["forms::half_storage_computes_in_f32"],
+    },
+    Row {
+        of: "BF16",
+        quick: &["forms::halves_are_rounded_to_even", "forms::half_storage_computes_in_f32"],
+        long: &["backward::half_storage"],
+    },
+    Row { of: "LSE_COTANGENT", quick: &["backward::finite_differences"], long: &[] },
+    Row {
+        of: "PARTS_F32",
+        quick: &["forms::the_neutral_element_of_merge", "forms::merging_disjoint_parts"],
+        long: &[],
+    },
+    Row {
+        of: "BY_KEYS",
+        quick: &["backward::empty_rows_and_empty_tensors", "backward::every_mask"],
+        long: &[],
+    },
+];
+
+const FORWARD: Row = Row {
+    of: "",
+    quick: &[
+        "attention::grouped_query_ratios",
+        "places::statistics_in_views",
+        "attention::chunked_prefill_equals_one_call",
+        "attention::causal_masks_are_aligned_bottom_right",
+        "forms::any_configuration_equals_the_reference",
+        "attention::nan_in_masked_keys_and_values_changes_nothing",
+    ],
+    long: &[
+        "forms::modifiers_see_their_place",
+        "attention::strided_inputs_and_outputs",
+        "attention::extreme_and_equal_logits",
+        "attention::rows_without_keys_are_zero",
+        "attention::a_batch_entry_and_a_head_are_the_same_alone_bit_for_bit",
+        "attention::unequal_head_dims",
+        "golden::masks_of_longca_bench",
+        "attention::lengths_under_every_mask",
+        "forms::half_storage_computes_in_f32",
+        "places::statistics_in_views",
+    ],
+};
+
+/// Those that compare with the reference first: others compare the device with itself.
+const BACKWARD: Row = Row {
+    of: "",
+    quick: &[
+        "backward::empty_rows_and_empty_tensors",
+        "backward::every_mask",
+        "backward::nan_that_nobody_sees_changes_nothing",
+        "backward::runs_splits_and_batches_are_bit_equal",
+        "backward::strided_cotangents_and_inputs",
+    ],
+    long: &[
+        "backward::any_configuration_equals_the_reference",
+        "backward::finite_differences",
+        "backward::sequences_beyond_65536_tokens_are_right_or_refused",
+        "golden::longca_bench",
+        "places::statistics_in_views",
+        "backward::head_dims_and_ratios",
+    ],
+};
+
+const DECODE: Row = Row {
+    of: "",
+    quick: &[
+        "forms::modifiers_see_their_place",
+        "forms::decode_equals_prefill",
+        "attention::causal_masks_are_aligned_bottom_right",
+        "forms::decode_of_long_keys",
+        "forms::any_configuration_equals_the_reference",
+    ],
+    long: &[
+        "attention::a_batch_entry_and_a_head_are_the_same_alone_bit_for_bit",
+        "attention::lengths_under_every_mask",
+        "forms::half_storage_computes_in_f32",
+        "forms::explicit_bits",
+        "attention::head_dims",
+        "forms::sinks",
+    ],
+};
+
+const MERGE: Row = Row {
+    of: "",
+    quick: &[
+        "forms::the_neutral_element_of_merge",
+        "forms::decode_equals_prefill",
+        "forms::merging_disjoint_parts",
+        "forms::sinks",
+        "places::parts_of_a_call_know_their_sinks",
+        "places::bits_beyond_65536_keys",
+        "places::statistics_in_views",
+    ],
+    long: &[
+        "forms::sequences_beyond_65536_tokens",
+        "forms::decode_of_long_keys",
+        "forms::half_storage_computes_in_f32",
+    ],
+};
+
+/// Lines that only run where dispatches are folded.
+const FOLDED: Row = Row { of: "", quick: &["places::folded_dispatches_change_no_bit"], long: &[] };
+
+/// Lanes that share a row, unevenly.
+const UNEVEN: Row = Row {
+    of: "",
+    quick: &[
+        "places::heads_that_do_not_fill_their_lanes",
+        "places::lanes_beyond_the_head_read_no_other_token",
+        "places::lanes_wait_for_each_other",
+    ],
+    long: &[],
+};
+
+const COLUMNS: Row = Row {
+    of: "",
+    quick: &[
+        "backward::into_a_callers_tensors",
+        "forms::column_sums",
+        "places::column_sums_know_their_batch_and_head",
+        "places::statistics_in_views",
+    ],
+    long: &[],
+};
+
+const DELTA: Row = Row {
+    of: "",
+    quick: &[
+        "backward::empty_rows_and_empty_tensors",
+        "backward::runs_splits_and_batches_are_bit_equal",
+        "backward::strided_cotangents_and_inputs",
+        "places::statistics_in_views",
+    ],
+    long: &["backward::any_configuration_equals_the_reference", "backward::half_storage"],
+};
+
+const SINKS: Row = Row {
+    of: "",
+    quick: &[
+        "backward::into_a_callers_tensors",
+        "backward::finite_differences",
+        "places::heads_that_do_not_fill_their_lanes",
+        "places::folded_dispatches_change_no_bit",
+    ],
+    long: &["backward::empty_rows_and_empty_tensors", "backward::soft_cap_modifiers_and_sinks"],
+};
+
+const COPY: Row = Row {
+    of: "",
+    quick: &[
+        "tensor::fill_of_a_part",
+        "tensor::fill_and_copy_of_whole_workgroups",
+        "tensor::copies_write_nothing_but_their_target",
+        "tensor::padded_halves",
+        "tensor::copies_of_views",
+        "tensor::strided_views_of_halves",
+        "attention::strided_inputs_and_outputs",
+        "forms::half_tensors_in_other_layouts",
+        "device::fill_and_copy_of_four_million_elements",
+        "device::workgroups_around_the_limit_of_one_dimension",
+    ],
+    long: &[
+        "attention::head_dims",
+        "forms::half_storage_computes_in_f32",
+        "device::poisoned_buffers",
+    ],
+};
+
+/// Files with the kernels that they are or that import them; a snippet's first kernels first.
+const BY_FILE: &[(&str, &[&Row])] = &[
+    ("attention_forward", &[&FORWARD]),
+    ("attention_absorb", &[&FORWARD, &DECODE]),
+    ("attention_logits", &[&FORWARD, &DECODE, &BACKWARD]),
+    ("attention_lanes", &[&UNEVEN, &FORWARD, &DECODE, &BACKWARD]),
+    ("attention_arguments", &[&FORWARD, &DECODE, &BACKWARD]),
+    ("attention_item", &[&FORWARD, &DECODE, &BACKWARD, &FOLDED]),
+    ("attention_segments", &[&FORWARD, &BACKWARD]),
+    ("attention_storage", &[&FORWARD, &DECODE]),
+    ("attention_decode", &[&DECODE, &UNEVEN]),
+    ("attention_merge", &[&MERGE]),
+    ("attention_backward_q", &[&BACKWARD]),
+    ("attention_backward_kv", &[&BACKWARD]),
+    ("attention_pairs", &[&BACKWARD]),
+    ("attention_columns", &[&COLUMNS]),
+    ("attention_delta", &[&DELTA]),
+    ("attention_sinks", &[&SINKS]),
+    ("linear", &[&COPY, &FOLDED]),
+    ("copy", &[&COPY]),
+    ("copy_half", &[&COPY]),
+    ("fill", &[&COPY]),
+];
+
+/// A file without a row gets every row, so that a new one is not forgotten.
+const ALL: &[&Row] =
+    &[&FORWARD, &DECODE, &BACKWARD, &MERGE, &COLUMNS, &DELTA, &SINKS, &COPY, &FOLDED, &UNEVEN];
+
+/// The tests to run against a mutant, each once.
+pub fn tests_of(mutant: &Mutant) -> Tests {
+    let flags = flags(&mutant.text, mutant.line);
+    let by_flag = flags.iter().flat_map(|flag| BY_FLAG.iter().filter(move |row| row.of == *flag));
+    let rows = BY_FILE.iter().find(|(file, _)| *file == mutant.file).map_or(ALL, |(_, rows)| rows);
+    let rows: Vec<&Row> = by_flag.chain(rows.iter().copied()).collect();
+    let mut tests = Tests::default();
+    let mut seen = Vec::new();
+    let mut add = |to: &mut Vec<Test>, names: &[&'static str]| {
+        for name in names {
+            if let Some((program, name)) = name.split_once("::") {
+                let test = Test { program, name };
+                if !seen.contains(&test) {
+                    seen.push(test);
+                    to.push(test);
+                }
+            }
+        }
+    };
+    rows.iter().for_each(|row| add(&mut tests.quick, row.quick));
+    rows.iter().for_each(|row| add(&mut tests.long, row.long));
+    tests
+}
+
+/// The flags that are set where a line is compiled, innermost first. A line `#ifdef` counts as under its own flag.
+fn flags(text: &str, line: usize) -> Vec<&str> {
+    let mut open: Vec<(&str, bool)> = Vec::new();
+    for text in text.lines().take(line) {
+        let mut words = text.split_whitespace();
+        match words.next() {
+            Some("#ifdef") => open.push((words.next().unwrap_or(""), true)),
+            Some("#else") => {
+                open.iter_mut().last().into_iter().for_each(|(_, kept)| *kept = !*kept)
+            }
+            Some("#endif") => drop(open.pop()),
+            _ => {}
+        }
+    }
+    open.into_iter().rev().filter(|(_, kept)| *kept).map(|(flag, _)| flag).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::mutate::mutants;
+    use crate::workspace::Workspace;
+
+    #[test]
+    fn flags_around_a_line() {
+        let text = "a\n#ifdef X\nb\n#ifdef Y\nc\n#else\nd\n#endif\n#endif\ne\n";
+        let of = |line| flags(text, line);
+        assert_eq!((of(1), of(3), of(5)), (vec![], vec!["X"], vec!["Y", "X"]));
+        assert_eq!((of(2), of(7), of(10)), (vec!["X"], vec!["X"], vec![]));
+    }
+
+    #[test]
+    fn every_name_is_a_test() {
+        let root = Workspace::load().unwrap().root;
+        let rows = BY_FLAG.iter().chain(BY_FILE.iter().flat_map(|(_, rows)| rows.iter().copied()));
+        for name in rows.flat_map(|row| row.quick.iter().chain(row.long)) {
+            let (program, name) = name.split_once("::").unwrap();
+            let path = root.join(format!("attn-wgpu/tests/{program}.rs"));
+            let text = fs::read_to_string(path).unwrap();
+            assert!(text.contains(&format!("fn {name}(")), "{program}::{name}");
+        }
+    }
+
+    #[test]
+    fn every_mutant_has_tests_and_every_file_a_row() {
+        let files = mutants::files(&Workspace::load().unwrap().root).unwrap();
+        for mutant in mutants::all(&files) {
+            assert!(BY_FILE.iter().any(|(file, _)| *file == mutant.file), "{}", mutant.file);
+            assert!(!tests_of(&mutant).quick.is_empty());
+        }
+        for (file, _) in BY_FILE {
+            assert!(files.contains_key(*file), "{file}");
+        }
+    }
+}
