@@ -164,20 +164,18 @@ pub fn stages(ws: &Workspace, host: &Host) -> Vec<Stage> {
                 vec![cpu_tests(ws)],
             )
         },
-        settings("lanes-4", "subgroups of 4", setting_tests(ws, &gpu(4), None)),
-        settings("lanes-16", "subgroups of 16", setting_tests(ws, &gpu(16), None)),
-        settings(
-            "limits",
-            "a device with WebGPU's default limits",
-            setting_tests(ws, &gpu(8), Some(("ATTN_LIMITS", "webgpu"))),
-        ),
+        settings("lanes-4", "subgroups of 4", setting_tests(ws, &gpu(4), &[])),
+        settings("lanes-16", "subgroups of 16", setting_tests(ws, &gpu(16), &[])),
         settings(
             "plain",
-            "a device without any optional feature",
+            "a device with WebGPU's default limits and without any optional feature",
             setting_tests(
                 ws,
                 &gpu(8),
-                Some(("ATTN_DISABLE", "subgroup,f16,immediates,timestamps")),
+                &[
+                    ("ATTN_LIMITS", "webgpu"),
+                    ("ATTN_DISABLE", "subgroup,f16,immediates,timestamps"),
+                ],
             ),
         ),
         Stage {
@@ -267,13 +265,13 @@ fn cpu_tests(ws: &Workspace) -> Step {
 fn setting_tests(
     ws: &Workspace,
     env: &[(&'static str, String)],
-    extra: Option<(&'static str, &str)>,
+    extra: &[(&'static str, &str)],
 ) -> Vec<Step> {
     if find(ws, "attn-wgpu").is_none() {
         return vec![Step::Skip("there is no attn-wgpu".into())];
     }
     let mut env = env.to_vec();
-    env.extend(extra.map(|(name, value)| (name, value.to_string())));
+    env.extend(extra.iter().map(|(name, value)| (*name, value.to_string())));
     // Random cases compile kernels by the dozen; here the tables have to do.
     env.push(("PROPTEST_CASES", "2".into()));
     let pick = |member: &str, programs, args: &[&str]| {
@@ -366,8 +364,8 @@ mod tests {
         assert!(lanes[0].ends_with("(built tests of attn-wgpu)"));
         assert!(lanes[1].contains("MESA_SHADER_CACHE_DIR=cache/16"));
         assert!(lanes[1].ends_with("(built test `properties` of attn-lightning) smoke"));
-        assert!(lines(&stages, "limits")[0].contains("ATTN_LIMITS=webgpu"));
-        assert!(lines(&stages, "plain")[0].contains("ATTN_DISABLE=subgroup,f16"));
+        let plain = &lines(&stages, "plain")[0];
+        assert!(plain.contains("ATTN_LIMITS=webgpu ATTN_DISABLE=subgroup,f16"), "{plain}");
     }
 
     #[test]
