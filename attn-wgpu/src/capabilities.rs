@@ -1,5 +1,6 @@
 //! What a device can do, as plain data: variant choice is a pure function of it.
 
+use crate::error::{Error, Result};
 use crate::settings::Settings;
 
 /// Kind of device; kernels are tuned by it.
@@ -83,6 +84,20 @@ impl Capabilities {
             wgpu::Features::empty(),
             &wgpu::Limits::default(),
         )
+    }
+
+    /// Refuses loops of `what` that are too long for this device, which would end them early and give
+    /// a wrong result without a word.
+    pub(crate) fn check_steps(&self, what: String, steps: usize) -> Result<()> {
+        if steps <= self.max_loop_steps {
+            return Ok(());
+        }
+        Err(Error::Limit {
+            what,
+            limit: "iterations of loops in one invocation",
+            needed: steps as u64,
+            available: self.max_loop_steps as u64,
+        })
     }
 
     pub(crate) fn of(device: &wgpu::Device) -> Self {

@@ -46,6 +46,7 @@ pub mod settings;
 pub mod softmax;
 mod stream;
 mod tensor;
+mod vec4;
 
 pub use activation::Activation;
 #[cfg(feature = "bench")]

@@ -9,8 +9,8 @@ use super::{Attention, Inputs, MAX_DIM, Table};
 use crate::error::{Error, Result};
 use crate::guard::lock;
 use crate::kernel::Binding;
-use crate::ops;
 use crate::tensor::{DType, Tensor};
+use crate::vec4::{is_vec4, packed};
 
 /// Longest sequence: positions, windows and their sums stay inside 32 bits.
 const MAX_TOKENS: usize = (1 << 30) - 1;
@@ -232,16 +232,7 @@ impl Attention {
     /// Refuses loops that are too long for this device, which would end them early and give a wrong
     /// result without a word.
     pub(super) fn check_steps(&self, what: &str, steps: usize) -> Result<()> {
-        let most = self.gpu.capabilities().max_loop_steps;
-        if steps <= most {
-            return Ok(());
-        }
-        Err(Error::Limit {
-            what: format!("`{what}` of this many tokens"),
-            limit: "iterations of loops in one invocation",
-            needed: steps as u64,
-            available: most as u64,
-        })
+        self.gpu.capabilities().check_steps(format!("`{what}` of this many tokens"), steps)
     }
 
     /// Something to bind where a kernel's binding is not used.
@@ -276,13 +267,6 @@ pub(super) fn check_output(
     Ok(())
 }
 
-/// Whether kernels can address the tensor in groups of four elements.
-pub(super) fn is_vec4(tensor: &Tensor) -> bool {
-    let (shape, strides) = (tensor.shape(), tensor.strides());
-    let rows = (0..3).all(|d| shape[d] == 1 || strides[d].is_multiple_of(4));
-    rows && strides[3] == 1 && shape[3].is_multiple_of(4) && tensor.buffer().1.is_multiple_of(4)
-}
-
 /// The tensor itself, or a packed copy with the last dimension filled up with zeros. With
 /// `whole_heads`, heads that interleave are packed too, if one of them would exceed a binding.
 pub(super) fn vec4(tensor: &Tensor, whole_heads: bool) -> Result<Tensor> {
@@ -292,9 +276,5 @@ pub(super) fn vec4(tensor: &Tensor, whole_heads: bool) -> Result<Tensor> {
     if is_vec4(tensor) && !(whole_heads && head() > limit && !tensor.is_contiguous()) {
         return Ok(tensor.clone());
     }
-    let mut shape = tensor.shape().to_vec();
-    shape[3] = shape[3].next_multiple_of(4);
-    let packed = Tensor::uninit(tensor.gpu(), &shape, tensor.dtype())?;
-    ops::copy(tensor, &packed)?;
-    Ok(packed)
+    packed(tensor)
 }

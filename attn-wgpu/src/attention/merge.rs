@@ -1,13 +1,14 @@
 //! Exact merge of partial results over disjoint sets of keys.
 
 use super::Output;
-use super::call::{bind, check_output, is_vec4, vec4, wrong_type};
+use super::call::{bind, check_output, vec4, wrong_type};
 use super::forward::SNIPPETS;
 use super::params::storage;
 use crate::error::Result;
 use crate::kernel::{Call, Constants, KernelSource};
 use crate::ops;
 use crate::tensor::{DType, Tensor};
+use crate::vec4::is_vec4;
 
 const MERGE: KernelSource = KernelSource {
     name: "attention_merge",

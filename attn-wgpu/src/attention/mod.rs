@@ -29,6 +29,7 @@ use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::ops;
 use crate::tensor::{DType, Tensor};
+use crate::vec4::is_vec4;
 
 /// Dense attention on a device: `out = softmax(scale q k^T ..) v`, as [`attn_core::dense`] defines
 /// it with mask, soft-cap, modifier and sinks, without storing the scores.
@@ -306,7 +307,7 @@ impl Attention {
         if shape.keys == 0 {
             return self.run_without_keys(inputs, out, stats);
         }
-        if !call::is_vec4(out) {
+        if !is_vec4(out) {
             let mut padded = out.shape().to_vec();
             padded[3] = padded[3].next_multiple_of(4);
             let padded = Tensor::uninit(&self.gpu, &padded, out.dtype())?;

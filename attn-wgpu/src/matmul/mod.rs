@@ -31,13 +31,14 @@ mod variant;
 
 pub use variant::{FEW_ROWS, Problem, Variant};
 
-use self::operands::{Operand, chunks, fold, four, in_chunks, packed, target};
+use self::operands::{Operand, fold, target};
 use self::product::Product;
 use crate::activation::Activation;
 use crate::capabilities::Capabilities;
 use crate::error::{Error, Result};
 use crate::ops;
 use crate::tensor::{DType, Tensor};
+use crate::vec4::{four, is_vec4, packed, vec4};
 
 /// What happens to `a b` before it is stored: `activation(a b + bias) + residual`.
 #[derive(Debug, Clone, Copy, Default)]
@@ -194,7 +195,7 @@ fn run(
         return Ok(());
     }
     let whole = four(out);
-    if in_chunks(&whole) || out.dtype() == DType::F32 {
+    if is_vec4(&whole) || out.dtype() == DType::F32 {
         return record(a, b, epilogue, &whole, &shape, capabilities);
     }
     let padded = if epilogue.accumulate { packed(&whole)? } else { target(&whole, out.dtype())? };
@@ -214,7 +215,7 @@ fn record(
     let few = shape.rows <= FEW_ROWS;
     let mut a = Operand::new(&four(a), !few)?;
     let mut b = Operand::new(&four(b).permute(&[0, 1, 3, 2])?, true)?;
-    let mut residual = epilogue.residual.map(|tensor| chunks(&four(tensor))).transpose()?;
+    let mut residual = epilogue.residual.map(|tensor| vec4(&four(tensor))).transpose()?;
     let mut out = out.clone();
     let mut all_rows = shape.rows;
     let shared = b.tensor.shape()[..2] == [1, 1];
@@ -224,7 +225,7 @@ fn record(
     } else {
         (a, b) = (a.expand(shape.batch)?, b.expand(shape.batch)?);
     }
-    let bias = epilogue.bias.map(|bias| chunks(&four(bias))).transpose()?;
+    let bias = epilogue.bias.map(|bias| vec4(&four(bias))).transpose()?;
     let problem = Problem { rows: shape.rows, all_rows, b_rows: b.across };
     let product = Product {
         a,

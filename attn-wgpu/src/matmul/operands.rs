@@ -1,8 +1,8 @@
 //! The operands of a product as the kernels address them: four dimensions, in chunks of four elements.
 
 use crate::error::Result;
-use crate::ops;
 use crate::tensor::{DType, Tensor, row_major};
+use crate::vec4::vec4;
 
 /// `[outer batch, inner batch, rows, columns]`, the last contiguous and in whole chunks of four.
 #[derive(Debug, Clone)]
@@ -10,40 +10,6 @@ pub(super) struct Operand {
     pub(super) tensor: Tensor,
     /// Whether the last two dimensions were exchanged: `a` as `[K, M]`, `b` as `[K, N]`.
     pub(super) across: bool,
-}
-
-/// The tensor with extents of 1 in front, up to four dimensions.
-pub(super) fn four(tensor: &Tensor) -> Tensor {
-    let missing = 4 - tensor.shape().len();
-    let pad = |values: &[usize], with| {
-        let mut four = [with; 4];
-        four[missing..].copy_from_slice(values);
-        four
-    };
-    tensor.with_layout(&pad(tensor.shape(), 1), &pad(tensor.strides(), 0))
-}
-
-/// Whether kernels can address a tensor of four dimensions in chunks.
-pub(super) fn in_chunks(tensor: &Tensor) -> bool {
-    let (shape, strides) = (tensor.shape(), tensor.strides());
-    let rows = (0..3).all(|d| shape[d] == 1 || strides[d].is_multiple_of(4));
-    rows && (strides[3] == 1 || shape[3] == 1)
-        && shape[3].is_multiple_of(4)
-        && tensor.buffer().1.is_multiple_of(4)
-}
-
-/// The tensor itself, or a copy whose rows are filled up with zeros to whole chunks.
-pub(super) fn chunks(tensor: &Tensor) -> Result<Tensor> {
-    if in_chunks(tensor) { Ok(tensor.clone()) } else { packed(tensor) }
-}
-
-/// A copy whose rows are filled up with zeros to whole chunks.
-pub(super) fn packed(tensor: &Tensor) -> Result<Tensor> {
-    let mut shape = tensor.shape().to_vec();
-    shape[3] = shape[3].next_multiple_of(4);
-    let packed = Tensor::uninit(tensor.gpu(), &shape, tensor.dtype())?;
-    ops::copy(tensor, &packed)?;
-    Ok(packed)
 }
 
 impl Operand {
@@ -54,7 +20,7 @@ impl Operand {
         let along = strides[3] == 1 && (shape[3] > 1 || strides[2] != 1);
         let across = may_cross && !along && strides[2] == 1;
         let view = if across { tensor.permute(&[0, 1, 3, 2])? } else { tensor.clone() };
-        Ok(Operand { tensor: chunks(&view)?, across })
+        Ok(Operand { tensor: vec4(&view)?, across })
     }
 
     /// Repeats batch entries without copying.

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::operands::{Operand, in_chunks, target};
+use super::operands::{Operand, target};
 use super::variant::Variant;
 use crate::activation::Activation;
 use crate::error::{Error, Result};
@@ -10,6 +10,7 @@ use crate::gpu::Gpu;
 use crate::kernel::{Call, Constants, KernelSource};
 use crate::ops::SNIPPETS as GENERAL;
 use crate::tensor::{DType, Tensor};
+use crate::vec4::is_vec4;
 
 /// All tensors have four dimensions and rows of whole chunks, but for an f32 result.
 pub(super) struct Product {
@@ -167,7 +168,7 @@ impl Product {
             activation: self.activation,
             residual: self.residual.is_some(),
             accumulate: self.accumulate,
-            elements: !in_chunks(&self.out),
+            elements: !is_vec4(&self.out),
             sums,
         }
     }

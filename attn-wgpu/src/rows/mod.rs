@@ -5,11 +5,12 @@
 pub(crate) mod catalogue;
 
 use crate::capabilities::{Capabilities, DeviceKind};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::kernel::{Binding, Constants};
 use crate::ops;
 use crate::tensor::{DType, Tensor};
+use crate::vec4::{four, is_vec4, vec4};
 
 pub(crate) const SNIPPETS: &[(&str, &str)] = &[
     ("linear", include_str!("../../kernels/linear.wgsl")),
@@ -129,17 +130,8 @@ impl Sharing {
 
     /// Refuses rows that need more steps of loops than the device does.
     pub(crate) fn check(&self, what: &str, width: usize, passes: usize, gpu: &Gpu) -> Result<()> {
-        let available = gpu.capabilities().max_loop_steps;
-        let needed = self.steps(width, passes);
-        if needed <= available {
-            return Ok(());
-        }
-        Err(Error::Limit {
-            what: format!("`{what}` of rows of {width} elements"),
-            limit: "iterations of loops in one invocation",
-            needed: needed as u64,
-            available: available as u64,
-        })
+        let what = format!("`{what}` of rows of {width} elements");
+        gpu.capabilities().check_steps(what, self.steps(width, passes))
     }
 }
 
@@ -206,36 +198,10 @@ pub(crate) fn check_form(
     Ok(())
 }
 
-/// The tensor with extents of 1 in front, four in all.
-pub(crate) fn four(tensor: &Tensor) -> Tensor {
-    let missing = 4 - tensor.shape().len().min(4);
-    let mut shape = vec![1; missing];
-    let mut strides = vec![0; missing];
-    shape.extend(tensor.shape());
-    strides.extend(tensor.strides());
-    tensor.with_layout(&shape, &strides)
-}
-
-/// Whether kernels can address the tensor of four dimensions in groups of four elements.
-fn is_vec4(tensor: &Tensor) -> bool {
-    let (shape, strides) = (tensor.shape(), tensor.strides());
-    let rows = (0..3).all(|d| shape[d] == 1 || strides[d].is_multiple_of(4));
-    let last = shape[3].is_multiple_of(4) && strides[3] == 1;
-    rows && last && tensor.buffer().1.is_multiple_of(4)
-}
-
 /// The tensor with four dimensions, addressable in groups of four elements: itself, or a packed
 /// copy whose last dimension is filled up with zeros.
 pub(crate) fn source(tensor: &Tensor) -> Result<Tensor> {
-    let tensor = four(tensor);
-    if is_vec4(&tensor) {
-        return Ok(tensor);
-    }
-    let mut shape = tensor.shape().to_vec();
-    shape[3] = shape[3].next_multiple_of(4);
-    let packed = Tensor::uninit(tensor.gpu(), &shape, tensor.dtype())?;
-    ops::copy(&tensor, &packed)?;
-    Ok(packed)
+    vec4(&four(tensor))
 }
 
 /// A vector of weights as f32 that kernels can address in groups of four elements.
