@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use attn_model::attn_wgpu::Gpu;
@@ -89,7 +89,12 @@ pub fn main(args: &Args) -> Result<()> {
     let (start, mut first, mut count) = (Instant::now(), None, 0);
     let mut words = tokenizer.decode_stream();
     let mut out = io::stdout().lock();
+    // Until the first token there is nothing to see.
+    let waiting = bar("{spinner} reading {len} tokens, {elapsed}");
+    waiting.set_length(prompt.len() as u64);
+    waiting.enable_steady_tick(Duration::from_millis(200));
     for token in session.generate(&prompt, options)? {
+        waiting.finish_and_clear();
         let token = token?;
         first.get_or_insert_with(|| start.elapsed());
         count += 1;
