@@ -255,6 +255,77 @@ const COPY: Row = Row {
     ],
 };
 
+const MATMUL: Row = Row {
+    of: "",
+    quick: &[
+        "matmul::smoke_tile_edges_of_every_kernel",
+        "matmul::extents_of_zero",
+        "matmul::rows_and_columns_do_not_touch_each_other",
+        "matmul::into_views_of_a_callers_tensor",
+        "matmul::plain_devices_and_poisoned_buffers",
+    ],
+    long: &[
+        "matmul::every_pair_of_types_with_every_epilogue",
+        "matmul::operands_above_the_binding_limit_are_split",
+        "matmul::work_above_the_cap_is_split_and_changes_no_bit",
+        "matmul::loops_are_kept_below_the_limit",
+        "matmul::anything_equals_loops_in_f64",
+    ],
+};
+
+const NORM: Row = Row {
+    of: "",
+    quick: &["norm::norms_are_those_of_f64", "norm::large_rows_keep_their_digits"],
+    long: &[],
+};
+
+const ELEMENTS: Row = Row {
+    of: "",
+    quick: &[
+        "norm::elementwise_functions_are_those_of_f64",
+        "norm::conversion_rounds_to_nearest_even",
+        "activation::smoke_activations_of_any_size",
+        "activation::nan_stays_nan",
+    ],
+    long: &[],
+};
+
+const ROPE: Row = Row {
+    of: "",
+    quick: &[
+        "rope::rotation_is_that_of_f64",
+        "rope::positions_beyond_the_table_are_nan",
+        "rope::caches_hold_what_was_appended",
+    ],
+    long: &[],
+};
+
+const TABLE: Row = Row {
+    of: "",
+    quick: &["rope::rows_of_a_table", "rope::tables_over_the_binding_limit"],
+    long: &[],
+};
+
+const SOFTMAX: Row = Row {
+    of: "",
+    quick: &[
+        "softmax::softmax_is_that_of_f64",
+        "softmax::many_equal_halves_sum_to_one",
+        "softmax::a_nan_stays_in_its_row",
+    ],
+    long: &["softmax::parts_of_large_tensors"],
+};
+
+const CHOICE: Row = Row {
+    of: "",
+    quick: &[
+        "softmax::choices_are_those_of_a_sort",
+        "softmax::samples_are_those_of_the_definition",
+        "softmax::a_nan_stays_in_its_row",
+    ],
+    long: &["softmax::samples_follow_the_distribution", "softmax::large_vocabularies"],
+};
+
 /// Files with the kernels that they are or that import them; a snippet's first kernels first.
 const BY_FILE: &[(&str, &[&Row])] = &[
     ("attention_forward", &[&FORWARD]),
@@ -275,13 +346,46 @@ const BY_FILE: &[(&str, &[&Row])] = &[
     ("attention_sinks", &[&SINKS]),
     ("linear", &[&COPY, &FOLDED]),
     ("copy", &[&COPY]),
+    ("copy_chunks", &[&COPY, &MATMUL]),
     ("copy_half", &[&COPY]),
+    ("copy_places", &[&COPY]),
     ("fill", &[&COPY]),
+    ("matmul_direct", &[&MATMUL]),
+    ("matmul_fields", &[&MATMUL]),
+    ("matmul_operands", &[&MATMUL]),
+    ("matmul_rows", &[&MATMUL]),
+    ("matmul_store", &[&MATMUL]),
+    ("matmul_tile", &[&MATMUL]),
+    ("activation", &[&ELEMENTS, &MATMUL]),
+    ("halves", &[&ELEMENTS, &MATMUL, &NORM]),
+    ("map", &[&ELEMENTS]),
+    ("soft_cap", &[&ELEMENTS, &SOFTMAX]),
+    ("source", &[&ELEMENTS, &NORM, &SOFTMAX]),
+    ("target", &[&ELEMENTS, &NORM, &SOFTMAX]),
+    ("norm", &[&NORM]),
+    ("rope", &[&ROPE]),
+    ("gather_rows", &[&TABLE]),
+    ("softmax", &[&SOFTMAX]),
+    ("log_softmax", &[&SOFTMAX]),
+    ("row_item", &[&SOFTMAX, &NORM, &CHOICE]),
+    ("row_place", &[&SOFTMAX, &NORM, &CHOICE]),
+    ("row_reduce", &[&SOFTMAX, &NORM, &CHOICE]),
+    ("argmax", &[&CHOICE]),
+    ("keys", &[&CHOICE]),
+    ("row_best", &[&CHOICE]),
+    ("row_keys", &[&CHOICE]),
+    ("row_mass", &[&CHOICE]),
+    ("row_select", &[&CHOICE]),
+    ("sample", &[&CHOICE]),
+    ("top_k", &[&CHOICE]),
+    ("top_k_rank", &[&CHOICE]),
 ];
 
 /// A file without a row gets every row, so that a new one is not forgotten.
-const ALL: &[&Row] =
-    &[&FORWARD, &DECODE, &BACKWARD, &MERGE, &COLUMNS, &DELTA, &SINKS, &COPY, &FOLDED, &UNEVEN];
+const ALL: &[&Row] = &[
+    &FORWARD, &DECODE, &BACKWARD, &MERGE, &COLUMNS, &DELTA, &SINKS, &COPY, &FOLDED, &UNEVEN,
+    &MATMUL, &NORM, &ELEMENTS, &ROPE, &TABLE, &SOFTMAX, &CHOICE,
+];
 
 /// The tests to run against a mutant, each once.
 pub fn tests_of(mutant: &Mutant) -> Tests {
