@@ -140,7 +140,11 @@ pub fn stages(ws: &Workspace, host: &Host) -> Vec<Stage> {
         fixed("clippy", "no lint speaks up, with every feature on", vec![Step::Run(clippy)]),
         fixed("docs", "documentation builds, and its links resolve", vec![Step::Run(docs)]),
         fixed("wasm", "attn-core compiles for browsers", vec![wasm(ws, host)]),
-        fixed("backends", "attn-wgpu compiles with one back-end alone", vec![backends(ws)]),
+        fixed(
+            "backends",
+            "what has back-ends compiles with one of them alone",
+            ["attn-wgpu", "attn-model"].map(|name| backend(ws, name)).into(),
+        ),
         fixed(
             "check",
             "every variant of every kernel passes naga, for all drivers, and Tint",
@@ -246,12 +250,12 @@ fn wasm(ws: &Workspace, host: &Host) -> Step {
     Step::Run(Cmd::new("cargo check -p attn-core --target wasm32-unknown-unknown"))
 }
 
-fn backends(ws: &Workspace) -> Step {
-    match find(ws, "attn-wgpu") {
+fn backend(ws: &Workspace, name: &str) -> Step {
+    match find(ws, name) {
         Some(_) => {
-            Step::Run(Cmd::new("cargo check -p attn-wgpu --no-default-features --features vulkan"))
+            Step::Run(Cmd::new("cargo check --no-default-features --features vulkan -p").arg(name))
         }
-        None => Step::Skip("there is no attn-wgpu".into()),
+        None => Step::Skip(format!("there is no {name}")),
     }
 }
 
