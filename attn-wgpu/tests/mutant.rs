@@ -23,8 +23,23 @@ fn expanded_text() {
     }
 }
 
+/// This program as it was started: through a loader with a path of its own, if that was so.
+fn program() -> Command {
+    let own = std::env::args().next().unwrap();
+    let line = std::fs::read_to_string("/proc/self/cmdline").unwrap_or_default();
+    let mut words: Vec<&str> = line.split('\0').take_while(|word| *word != own).collect();
+    if words.len() == line.split('\0').count() {
+        // Not told on this system.
+        words.clear();
+    }
+    words.push(&own);
+    let mut program = Command::new(words[0]);
+    program.args(&words[1..]);
+    program
+}
+
 fn child(test: &str, mutant: Option<&Path>) -> Command {
-    let mut child = Command::new(std::env::current_exe().unwrap());
+    let mut child = program();
     child.args(["--exact", test, "--nocapture"]).env_remove("ATTN_MUTANT");
     child.envs(mutant.map(|path| ("ATTN_MUTANT", path)));
     child
