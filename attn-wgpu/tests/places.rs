@@ -7,7 +7,8 @@ use attn_core::{BitMask, Mask, Modifier};
 use attn_wgpu::attention::{Attention, Cotangents, Saved, Want};
 use attn_wgpu::{DType, Gpu, Tensor, wgpu};
 use common::{
-    Uploaded, attend, check, cotangents, gpu, judge, judge_gradients, masked, normal, open, shape,
+    Uploaded, attend, check, cotangents, gpu, gradients, judge, judge_gradients, masked, normal,
+    open, shape,
 };
 
 fn floats(tensor: &Tensor) -> Vec<f32> {
@@ -85,6 +86,26 @@ fn column_sums_know_their_batch_and_head() {
         for (got, want) in floats(&output.column_sums.unwrap()).iter().zip(&want) {
             assert!((f64::from(*got) - want).abs() < 1e-5, "{got} {want}");
         }
+    }
+}
+
+/// And in the backward pass, also where it is split by batch entries and heads.
+#[test]
+fn gradients_know_their_batch_and_head() {
+    let Some(gpu) = gpu() else { return };
+    let Some(split) = open(Gpu::builder().max_work_per_dispatch(1.0)) else { return };
+    let factor = |at: &attn_core::ModifierArgs| 1.0 + 0.5 * at.head as f64 - 0.25 * at.batch as f64;
+    let place =
+        Modifier::score("place", "return score * (1.0 + 0.5 * f32(head) - 0.25 * f32(batch));")
+            .with_derivative("return 1.0 + 0.5 * f32(head) - 0.25 * f32(batch);")
+            .with_host(move |score, at| score * factor(at))
+            .with_host_derivative(move |_, at| factor(at));
+    let config = masked(Mask::Causal).with_modifier(place);
+    let inputs = normal(shape([3, 4, 2, 15, 21, 16, 16]), 6);
+    let (d_out, d_lse) = cotangents(&inputs.shape, 7);
+    for gpu in [gpu, split] {
+        let got = gradients(&gpu, &inputs, &config, &d_out, Some(&d_lse)).unwrap();
+        judge_gradients("place", &inputs, &config, &d_out, Some(&d_lse), &got).unwrap();
     }
 }
 

@@ -139,6 +139,7 @@ const BACKWARD: Row = Row {
         "backward::nan_that_nobody_sees_changes_nothing",
         "backward::runs_splits_and_batches_are_bit_equal",
         "backward::strided_cotangents_and_inputs",
+        "places::gradients_know_their_batch_and_head",
     ],
     long: &[
         "backward::any_configuration_equals_the_reference",
