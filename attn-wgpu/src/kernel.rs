@@ -118,6 +118,8 @@ struct KernelInner {
     /// Access of binding 0, 1, .. as written.
     writable: Vec<bool>,
     params_bytes: u64,
+    /// Whether it asks for the lengths of its bindings.
+    reads_lengths: bool,
     /// By the set of read-only bindings that are bound as read-write (bit mask).
     pipelines: Mutex<HashMap<u32, Pipeline>>,
 }
@@ -170,7 +172,7 @@ impl Kernel {
                 .map_err(|error| failed(error.emit_to_string(&text)))?;
             Ok((text, module))
         };
-        let (_, mut module) = parse(immediates > 0)?;
+        let (text, mut module) = parse(immediates > 0)?;
         let mut params_bytes = params_size(&module);
         if params_bytes > u64::from(immediates) && immediates > 0 {
             module = parse(false)?.1;
@@ -199,6 +201,7 @@ impl Kernel {
             module,
             writable,
             params_bytes,
+            reads_lengths: text.contains("arrayLength("),
             pipelines: Mutex::default(),
         };
         Ok(Kernel { inner: Arc::new(inner) })
@@ -207,10 +210,6 @@ impl Kernel {
     /// Name with the constants of the variant.
     pub fn label(&self) -> &str {
         &self.inner.label
-    }
-
-    fn reads_lengths(&self) -> bool {
-        self.inner.source.text.contains("arrayLength(")
     }
 
     /// Records one dispatch.
@@ -253,7 +252,7 @@ impl Kernel {
         }
         let shared = shared_with_written(&inner.writable, call.bindings).map_err(failed)?;
         let pipeline = self.pipeline(gpu, shared)?;
-        let ranges = ranges(gpu, call.bindings, self.reads_lengths());
+        let ranges = ranges(gpu, call.bindings, inner.reads_lengths);
         gpu.record(call.work, |stream| {
             if let Some(layout) = &pipeline.params {
                 gpu.guarded(&inner.label, || stream.ring(gpu.device(), layout))?;

@@ -280,7 +280,8 @@ mod tests {
 
     use super::*;
     use crate::attention::{Attention, Cotangents, Inputs, Saved, Want};
-    use crate::{Error, Gpu, Result, Tensor};
+    use crate::gpu::tests;
+    use crate::{Gpu, Result, Tensor};
 
     /// Calls that need every kernel of attention, and some flags.
     fn calls(gpu: &Gpu) -> Result<()> {
@@ -307,14 +308,7 @@ mod tests {
     /// The names of kernels with their constants, as a device runs them and as they are listed.
     #[test]
     fn what_runs_is_listed() {
-        let gpu = match Gpu::builder().build() {
-            Ok(gpu) => gpu,
-            Err(Error::NoAdapter { .. }) => {
-                println!("skipped: no adapter on this machine");
-                return;
-            }
-            Err(error) => panic!("{error}"),
-        };
+        let Some(gpu) = tests::gpu() else { return };
         let ((), profile) = gpu.profile(|| calls(&gpu)).unwrap();
         let ran: HashSet<String> = profile.kernels.into_iter().map(|time| time.kernel).collect();
         let named = |name: &str| ran.iter().filter(|label| label.starts_with(name)).count();

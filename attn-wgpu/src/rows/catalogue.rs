@@ -144,9 +144,10 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+    use crate::gpu::tests;
     use crate::norm::RmsNorm;
     use crate::rope::Rope;
-    use crate::{Error, Gpu, Result, Tensor, embedding, sample as choose, softmax as soft};
+    use crate::{Gpu, Result, Tensor, embedding, sample as choose, softmax as soft};
 
     /// Calls that need every kernel, some in several variants.
     fn calls(gpu: &Gpu) -> Result<()> {
@@ -187,14 +188,7 @@ mod tests {
 
     #[test]
     fn what_runs_is_listed() {
-        let gpu = match Gpu::builder().build() {
-            Ok(gpu) => gpu,
-            Err(Error::NoAdapter { .. }) => {
-                println!("skipped: no adapter on this machine");
-                return;
-            }
-            Err(error) => panic!("{error}"),
-        };
+        let Some(gpu) = tests::gpu() else { return };
         let ((), profile) = gpu.profile(|| calls(&gpu)).unwrap();
         let ran: HashSet<String> = profile.kernels.into_iter().map(|time| time.kernel).collect();
         let variants = variants(gpu.capabilities());
