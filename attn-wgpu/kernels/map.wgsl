@@ -1,4 +1,4 @@
-// Elementwise: out = f(a), or f(a, b), with any strides of rows. The flags ADD, GATE, SOFT_CAP name f;
+// Elementwise: out = f(a), or f(a, b), with any strides of rows. The flags ADD, GATE, SOFT_CAP, SCALE name f;
 // without one it is a conversion of the storage type.
 // An invocation owns ITEMS vec4s of the target, WORKGROUP apart. No workgroup memory.
 
@@ -6,7 +6,8 @@ struct Params {
   rows: u32, chunks: u32, extent_1: u32, extent_2: u32,
   // vec4s.
   a: Place, b: Place, out: Place,
-  cap: f32,
+  // The cap, or the factor.
+  number: f32,
 }
 
 #import "halves"
@@ -38,9 +39,13 @@ fn mapped(numbers: vec3<u32>, chunk: u32, given: Params) -> vec4<f32> {
 #endif
 #else
 #ifdef SOFT_CAP
-  return soft_cap(left, given.cap);
+  return soft_cap(left, given.number);
+#else
+#ifdef SCALE
+  return given.number * left;
 #else
   return left;
+#endif
 #endif
 #endif
 }

@@ -15,6 +15,7 @@ pub(crate) enum Function {
     Add,
     Gate(Activation),
     SoftCap(f32),
+    Scale(f32),
 }
 
 impl Function {
@@ -23,7 +24,8 @@ impl Function {
             .flag("BINARY", matches!(self, Function::Add | Function::Gate(_)))
             .flag("ADD", self == Function::Add)
             .flag("GATE", matches!(self, Function::Gate(_)))
-            .flag("SOFT_CAP", matches!(self, Function::SoftCap(_)));
+            .flag("SOFT_CAP", matches!(self, Function::SoftCap(_)))
+            .flag("SCALE", matches!(self, Function::Scale(_)));
         match self {
             Function::Gate(activation) => activation.constants(constants),
             _ => constants,
@@ -38,7 +40,7 @@ struct Params {
     a: Place,
     b: Place,
     out: Place,
-    cap: f32,
+    number: f32,
 }
 
 /// `a + b`, of one shape and type.
@@ -122,6 +124,24 @@ pub fn soft_cap_into(x: &Tensor, cap: f32, out: &Tensor) -> Result<()> {
     into(Function::SoftCap(cap), &[x], out)
 }
 
+/// `factor x`. The factor may be any number, also one that is not finite.
+///
+/// # Errors
+/// [`attn_core::Error`] for types of integers, or more than four dimensions.
+pub fn scale(x: &Tensor, factor: f32) -> Result<Tensor> {
+    rows::check("x", x, x.gpu())?;
+    new(Function::Scale(factor), &[x], x.dtype())
+}
+
+/// [`scale`] into a caller's tensor, which may have another type. It must not overlap `x`.
+///
+/// # Errors
+/// As [`scale`], and [`attn_core::Error`] for a target of another shape.
+pub fn scale_into(x: &Tensor, factor: f32, out: &Tensor) -> Result<()> {
+    rows::check("x", x, x.gpu())?;
+    into(Function::Scale(factor), &[x], out)
+}
+
 pub(crate) fn check_cap(cap: f32) -> Result<()> {
     // Neither a tiny cap nor a large one may leave the range when values are divided by it.
     if (1e-10..=1e10).contains(&cap) {
@@ -180,7 +200,10 @@ pub(crate) fn run(function: Function, sources: &[&Tensor], out: &Tensor) -> Resu
             a: a_place,
             b: [0; 4],
             out: out_place,
-            cap: if let Function::SoftCap(cap) = function { cap } else { 0.0 },
+            number: match function {
+                Function::SoftCap(number) | Function::Scale(number) => number,
+                _ => 0.0,
+            },
         };
         let mut bindings = vec![a, out_binding];
         if let Some(b) = sources.get(1) {

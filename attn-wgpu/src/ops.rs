@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 pub use crate::elementwise::{
-    add, add_into, convert, convert_into, gated, gated_into, soft_cap, soft_cap_into,
+    add, add_into, convert, convert_into, gated, gated_into, scale, scale_into, soft_cap,
+    soft_cap_into,
 };
 
 use crate::capabilities::{Capabilities, DeviceKind};

@@ -135,6 +135,12 @@ proptest! {
         let got = ops::soft_cap(&left, 1.5).unwrap();
         let want: Vec<f64> = l.iter().map(|x| 1.5 * (x / 1.5).tanh()).collect();
         close("soft cap", &got, &want, 2e-6, 1e-7)?;
+        let got = ops::scale(&left, -0.75).unwrap();
+        let want: Vec<f64> = l.iter().map(|x| -0.75 * x).collect();
+        close("scale", &got, &want, 1e-7, 1e-7)?;
+        let target = Tensor::uninit(&gpu, &[a, b, c, width], dtype).unwrap();
+        ops::scale_into(&left, -0.75, &target).unwrap();
+        prop_assert_eq!(bits(&target), bits(&got));
     }
 
     #[test]
@@ -213,6 +219,7 @@ fn wrong_calls_are_refused() {
         ("out", rms_norm_into(&x, &w, &config, &w).map(|()| x.clone())),
         ("b", ops::add(&x, &w)),
         ("soft_cap", ops::soft_cap(&x, 0.0)),
+        ("x", ops::scale(&deep, 2.0)),
     ] {
         match result {
             Err(Error::Core(error)) => {

@@ -29,8 +29,8 @@ pub(crate) fn variants(capabilities: &Capabilities) -> Vec<Variant> {
 
 fn maps(list: &mut Vec<Variant>, capabilities: &Capabilities) {
     let (constants, _) = elementwise(capabilities);
-    let functions = [Function::Convert, Function::Add, Function::SoftCap(1.0)];
-    let functions = functions.into_iter().chain(Activation::ALL.map(Function::Gate));
+    let plain = [Function::Convert, Function::Add, Function::SoftCap(1.0), Function::Scale(1.0)];
+    let functions = plain.into_iter().chain(Activation::ALL.map(Function::Gate));
     let functions: Vec<Function> = functions.collect();
     for (source, target) in pairs() {
         let types = format!("{} to {}", source.name(), target.name());
