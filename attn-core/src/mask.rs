@@ -27,6 +27,16 @@ pub enum Mask {
         /// Keys after the query's own position that it sees.
         right: usize,
     },
+    /// `t <= pos`, and `t >= pos - left` or `t < sinks`: a causal window, and the first `sinks` tokens,
+    /// which every later token keeps seeing (the pattern of StreamingLLM). These are tokens, not the
+    /// sink logits of [`crate::dense::Inputs`]. [`Mask::Causal`] where `left` reaches all keys,
+    /// `Window { left, right: 0 }` where `sinks` is 0.
+    SinkWindow {
+        /// Keys before the query's own position that it sees.
+        left: usize,
+        /// Number of sink tokens.
+        sinks: usize,
+    },
     /// `|pos - t| <= window`, or `0 <= pos < global`, or `t < global`: the first `global` tokens
     /// see everything and are seen by everything.
     GlobalWindow {
@@ -94,6 +104,9 @@ impl Mask {
             Mask::Full => true,
             Mask::Causal => t <= pos,
             Mask::Window { left, right } => pos - reach(*left) <= t && t <= pos + reach(*right),
+            Mask::SinkWindow { left, sinks } => {
+                t <= pos && (t >= pos - reach(*left) || t < reach(*sinks))
+            }
             Mask::GlobalWindow { window, global } => {
                 (pos - t).abs() <= reach(*window)
                     || (0..reach(*global)).contains(&pos)
@@ -147,6 +160,9 @@ impl Mask {
             Mask::Full => keys(0, 0, n),
             Mask::Causal => keys(0, 0, pos + 1),
             Mask::Window { left, right } => keys(0, pos - reach(*left), pos + reach(*right) + 1),
+            Mask::SinkWindow { left, sinks } => {
+                keys(reach(*sinks).min(pos + 1), pos - reach(*left), pos + 1)
+            }
             Mask::GlobalWindow { window, global } => {
                 if (0..reach(*global)).contains(&pos) {
                     keys(0, 0, n)
@@ -253,6 +269,7 @@ impl Mask {
             Mask::Full
             | Mask::Causal
             | Mask::Window { .. }
+            | Mask::SinkWindow { .. }
             | Mask::GlobalWindow { .. }
             | Mask::PrefixLm { .. } => Ok(()),
             Mask::Documents { cu_q, cu_k, inner } => {
@@ -302,6 +319,7 @@ impl Mask {
             Mask::Full => "full".into(),
             Mask::Causal => "causal".into(),
             Mask::Window { left, right } => format!("window({left},{right})"),
+            Mask::SinkWindow { left, sinks } => format!("sink-window({left},{sinks})"),
             Mask::GlobalWindow { window, global } => format!("global-window({window},{global})"),
             Mask::PrefixLm { prefix } => format!("prefix-lm({prefix})"),
             Mask::Documents { cu_q, inner, .. } => {

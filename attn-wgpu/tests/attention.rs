@@ -19,6 +19,7 @@ fn masks(n: usize) -> Vec<Mask> {
         Mask::Window { left: 3, right: 70 },
         Mask::documents(&cu, Mask::Causal),
         Mask::documents(&cu, Mask::Full),
+        Mask::SinkWindow { left: 6, sinks: 2 },
         Mask::GlobalWindow { window: 4, global: 3 },
         Mask::PrefixLm { prefix: n / 4 },
         Mask::ShareQuestion { cu: cu.clone() },
@@ -84,8 +85,12 @@ fn grouped_query_ratios() {
 fn causal_masks_are_aligned_bottom_right() {
     let Some(gpu) = gpu() else { return };
     for (m, n) in [(2, 3), (3, 2), (1, 1), (1, 129), (5, 64), (64, 5), (129, 1000)] {
-        for mask in [Mask::Causal, Mask::Window { left: 7, right: 2 }, Mask::PrefixLm { prefix: 3 }]
-        {
+        for mask in [
+            Mask::Causal,
+            Mask::Window { left: 7, right: 2 },
+            Mask::SinkWindow { left: 5, sinks: 4 },
+            Mask::PrefixLm { prefix: 3 },
+        ] {
             check(&gpu, &normal(shape([1, 2, 1, m, n, 64, 64]), 5), &masked(mask));
         }
     }
@@ -174,6 +179,7 @@ fn nan_in_masked_keys_and_values_changes_nothing() {
         Mask::Causal,
         Mask::Window { left: 4, right: 1 },
         documents,
+        Mask::SinkWindow { left: 3, sinks: 2 },
         Mask::GlobalWindow { window: 3, global: 2 },
         Mask::ShareQuestion { cu: vec![0, 9, 50, n] },
     ];

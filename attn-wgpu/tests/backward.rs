@@ -39,6 +39,7 @@ fn every_mask() {
                 cu_k: vec![0, n / 3, n],
                 inner: Box::new(Mask::Causal),
             },
+            Mask::SinkWindow { left: 6, sinks: 2 },
             Mask::GlobalWindow { window: 4, global: 3 },
             Mask::PrefixLm { prefix: n / 4 },
             Mask::ShareQuestion { cu: cu.clone() },

@@ -472,6 +472,7 @@ fn decode_of_long_keys() {
             let inputs = normal(shape([1, 2 * group, 2, m, n, 64, 64]), 18);
             check(&gpu, &inputs, &masked(Mask::Causal));
             check(&gpu, &inputs, &masked(Mask::Window { left: 300, right: 0 }));
+            check(&gpu, &inputs, &masked(Mask::SinkWindow { left: 300, sinks: 4 }));
         }
     }
     let inputs = normal(shape([3, 18, 2, 1, 700, 64, 64]), 19);

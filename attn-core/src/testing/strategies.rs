@@ -78,6 +78,7 @@ pub fn mask(lengths: Lengths) -> BoxedStrategy<Mask> {
     let block = prop_oneof![1..=9_usize, Just(64)];
     prop_oneof![
         2 => simple_mask(keys),
+        1 => (reach(keys), reach(keys)).prop_map(|(left, sinks)| Mask::SinkWindow { left, sinks }),
         1 => (reach(keys), reach(keys))
             .prop_map(|(window, global)| Mask::GlobalWindow { window, global }),
         2 => documents(lengths),

@@ -28,6 +28,11 @@ proptest! {
         same(lengths, &Mask::PrefixLm { prefix: keys }, &Mask::Full);
         same(lengths, &Mask::Window { left: far, right: far }, &Mask::Full);
         same(lengths, &Mask::Window { left: far, right: 0 }, &Mask::Causal);
+        let windowed = Mask::Window { left: window, right: 0 };
+        same(lengths, &Mask::SinkWindow { left: window, sinks: 0 }, &windowed);
+        for (left, sinks) in [(far, window), (usize::MAX, window), (window, keys), (0, usize::MAX)] {
+            same(lengths, &Mask::SinkWindow { left, sinks }, &Mask::Causal);
+        }
         same(lengths, &Mask::GlobalWindow { window, global: 0 }, &Mask::Window { left: window, right: window });
         same(lengths, &Mask::GlobalWindow { window, global: keys }, &Mask::Full);
         for inner in [Mask::Full, Mask::Causal, Mask::Window { left: 3, right: 1 }, Mask::PrefixLm { prefix: 4 }] {

@@ -18,6 +18,7 @@ fn broken_mask() -> impl Strategy<Value = Mask> {
         Just(Mask::Causal),
         (number(), number()).prop_map(|(left, right)| Mask::Window { left, right }),
         number().prop_map(|prefix| Mask::PrefixLm { prefix }),
+        (number(), number()).prop_map(|(left, sinks)| Mask::SinkWindow { left, sinks }),
         (number(), number()).prop_map(|(window, global)| Mask::GlobalWindow { window, global }),
         cu().prop_map(|cu| Mask::ShareQuestion { cu }),
         cu().prop_map(|cu| Mask::CausalBlockwise { cu }),
@@ -156,6 +157,7 @@ fn as_window_is_the_same_mask() {
         }
     }
     assert_eq!(Mask::PrefixLm { prefix: 3 }.as_window(), None);
+    assert_eq!(Mask::SinkWindow { left: 3, sinks: 1 }.as_window(), None);
 }
 
 /// A global query is one of the first positions, and there is no position before 0.
@@ -167,6 +169,19 @@ fn queries_before_the_first_key_are_not_global() {
     assert_eq!(mask(0).row(lengths, 0).count(), 0);
     assert_eq!(mask(1).row(lengths, 0).count(), 1, "it sees the global key");
     assert_eq!(mask(1).row(lengths, 3).count(), 2, "position 0 is global");
+}
+
+/// Sinks are causal, too: a query does not see those behind its position, and none before the first key.
+#[test]
+fn sinks_behind_the_query_are_not_seen() {
+    let mask = Mask::SinkWindow { left: 1, sinks: 3 };
+    let rows = |queries, keys| -> Vec<Vec<usize>> {
+        let lengths = Lengths::new(queries, keys);
+        (0..queries).map(|i| mask.keys(lengths, i).collect()).collect()
+    };
+    assert_eq!(rows(3, 7), [[0, 1, 2, 3, 4].as_slice(), &[0, 1, 2, 4, 5], &[0, 1, 2, 5, 6]]);
+    assert_eq!(rows(5, 2), [[].as_slice(), &[], &[], &[0], &[0, 1]]);
+    assert_eq!(mask.name(), "sink-window(1,3)");
 }
 
 #[test]

@@ -152,6 +152,7 @@ fn every_element_of_a_grouped_call_with_empty_rows() {
         (config(Mask::Causal), true),
         (config(Mask::Causal), false),
         (config(Mask::GlobalWindow { window: 1, global: 1 }), true),
+        (config(Mask::SinkWindow { left: 0, sinks: 1 }), true),
         (config(Mask::Bits(bits.clone())), true),
         (config(Mask::Causal).with_soft_cap(1.5), true),
         (config(Mask::Causal).with_modifier(alibi), false),

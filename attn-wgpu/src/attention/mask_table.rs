@@ -185,6 +185,7 @@ mod tests {
             Mask::Window { left: 9, right: 2 },
             Mask::documents(&cu, Mask::Causal),
             Mask::documents(&cu, Mask::Full),
+            Mask::SinkWindow { left: 10, sinks: 3 },
             Mask::GlobalWindow { window: 7, global: 9 },
             Mask::PrefixLm { prefix: 11 },
             Mask::ShareQuestion { cu: cu.clone() },
