@@ -15,7 +15,7 @@ use crate::{
 
 /// Weights of one layer.
 #[derive(Debug)]
-pub(crate) struct Layer {
+pub(crate) struct LayerWeights {
     pub(crate) attention_norm: Tensor,
     /// Queries, then keys, then values, `[(heads + 2 heads_kv) head_dim, hidden]`.
     pub(crate) qkv: Linear,
@@ -53,7 +53,7 @@ pub(crate) struct LayerKind {
 pub(crate) struct Device {
     /// `[vocabulary, hidden]`.
     pub(crate) embedding: Tensor,
-    pub(crate) layers: Vec<Layer>,
+    pub(crate) layers: Vec<LayerWeights>,
     pub(crate) kinds: Vec<LayerKind>,
     pub(crate) norm: Tensor,
     /// `[hidden, vocabulary]`, stored the other way round.
@@ -128,7 +128,7 @@ impl Loader<'_> {
         Ok(RopeTable::new(self.gpu, rope, MAX_POSITIONS)?)
     }
 
-    fn layer(&mut self, number: usize, kinds: &[LayerKind]) -> Result<Layer> {
+    fn layer(&mut self, number: usize, kinds: &[LayerKind]) -> Result<LayerWeights> {
         let config = self.config;
         let ModelConfig { hidden, mlp, biases, heads, heads_kv, head_dim, .. } = *config;
         let (all, all_kv) = (heads * head_dim, heads_kv * head_dim);
@@ -138,7 +138,7 @@ impl Loader<'_> {
         let post = if config.post_norms { "pre_feedforward" } else { "post_attention" };
         let [q, k, v] = ["q_proj", "k_proj", "v_proj"].map(attention);
         let (gate, up) = (name("mlp.gate_proj"), name("mlp.up_proj"));
-        Ok(Layer {
+        Ok(LayerWeights {
             attention_norm: self.vector(&name("input_layernorm.weight"), hidden)?,
             qkv: self.linear(&[(&q, all), (&k, all_kv), (&v, all_kv)], hidden, biases.qkv)?,
             qk_norms: match config.qk_norm {

@@ -3,7 +3,7 @@
 use attn_wgpu::Tensor;
 use attn_wgpu::sample::{Sampling, argmax, sample};
 
-use crate::{Result, Session};
+use crate::{Observer, Pass, Result, Session, Unobserved};
 
 /// Tokens of a prompt that run at once.
 const PROMPT_CHUNK: usize = 512;
@@ -48,8 +48,9 @@ pub struct Generation<'a> {
     session: &'a mut Session,
     options: Generate,
     random: fastrand::Rng,
-    /// Tokens that have not run yet.
+    /// Tokens that have not run yet: the prompt, then each new token.
     waiting: Vec<u32>,
+    is_decode: bool,
     left: usize,
 }
 
@@ -71,6 +72,7 @@ impl Session {
         Ok(Generation {
             random: fastrand::Rng::with_seed(options.seed),
             waiting: prompt.to_vec(),
+            is_decode: false,
             left: options.max_tokens,
             session: self,
             options,
@@ -83,11 +85,29 @@ impl Generation<'_> {
         Ok(Tensor::from_slice(self.session.model().gpu(), &[self.random.f32()], &[1])?)
     }
 
-    fn step(&mut self) -> Result<u32> {
+    /// The next token, with an observer looking on: for the first one, at the whole prompt.
+    pub fn next_observed(&mut self, observer: &mut dyn Observer) -> Option<Result<u32>> {
+        if self.left == 0 {
+            return None;
+        }
+        self.left -= 1;
+        let token = self.step(observer);
+        let ends = match &token {
+            Ok(token) => self.options.stop.contains(token),
+            Err(_) => true,
+        };
+        if ends {
+            self.left = 0;
+        }
+        Some(token)
+    }
+
+    fn step(&mut self, observer: &mut dyn Observer) -> Result<u32> {
         let waiting = std::mem::take(&mut self.waiting);
         let mut last = None;
         for chunk in waiting.chunks(PROMPT_CHUNK) {
-            last = Some((self.session.forward(chunk, None)?, chunk.len()));
+            let pass = Pass { is_decode: self.is_decode, ..Pass::new().with_observer(observer) };
+            last = Some((self.session.forward_with(chunk, pass)?, chunk.len()));
         }
         let Some((hidden, rows)) = last else {
             return Err(attn_core::Error::data("prompt", "a token at least", "none").into());
@@ -99,6 +119,7 @@ impl Generation<'_> {
         };
         let token = chosen.to_vec::<u32>()?.first().copied().unwrap_or(0);
         self.waiting.push(token);
+        self.is_decode = true;
         Ok(token)
     }
 }
@@ -107,18 +128,6 @@ impl Iterator for Generation<'_> {
     type Item = Result<u32>;
 
     fn next(&mut self) -> Option<Result<u32>> {
-        if self.left == 0 {
-            return None;
-        }
-        self.left -= 1;
-        let token = self.step();
-        let ends = match &token {
-            Ok(token) => self.options.stop.contains(token),
-            Err(_) => true,
-        };
-        if ends {
-            self.left = 0;
-        }
-        Some(token)
+        self.next_observed(&mut Unobserved)
     }
 }

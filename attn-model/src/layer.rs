@@ -6,25 +6,53 @@
 //! ```
 //! where `post` is a norm in Gemma's models and nothing in others.
 
-use attn_wgpu::attention::Inputs;
+use std::cell::OnceCell;
+
 use attn_wgpu::cache::KvCache;
 use attn_wgpu::matmul::{Epilogue, matmul_with};
 use attn_wgpu::norm::rms_norm;
 use attn_wgpu::{Activation, DType, Tensor, ops};
 
-use crate::device::{Device, Layer, Linear};
+use crate::device::{Device, LayerWeights, Linear};
+use crate::heads::DeviceEdits;
 use crate::model::rms;
-use crate::observe::{AttentionView, Observer};
+use crate::observe::{Observer, Wants, view};
+use crate::policy::{AttentionPolicy, KeyForm, Layer, Phase};
 use crate::{ModelConfig, Result};
 
 /// New tokens on their way through the layers.
+#[derive(Debug)]
 pub(crate) struct Step<'a> {
     pub(crate) config: &'a ModelConfig,
     pub(crate) device: &'a Device,
     /// Of each new token, `[tokens]`, u32.
     pub(crate) positions: Tensor,
-    /// How many.
+    /// Of every token, the new ones last.
+    pub(crate) all_positions: &'a [u32],
+    /// The same on the device, once somebody asks.
+    pub(crate) on_device: OnceCell<Tensor>,
+    /// How many are new.
     pub(crate) tokens: usize,
+    pub(crate) phase: Phase,
+    pub(crate) form: KeyForm,
+}
+
+/// What others do with a layer's attention.
+pub(crate) struct Guests<'a> {
+    pub(crate) policy: &'a mut dyn AttentionPolicy,
+    pub(crate) edits: Option<&'a DeviceEdits>,
+    pub(crate) observer: &'a mut dyn Observer,
+}
+
+/// Queries, keys and values of some tokens in one layer, not rotated.
+#[derive(Debug, Clone)]
+pub struct Projection {
+    /// `[1, heads, tokens, head_dim]`, f32.
+    pub q: Tensor,
+    /// `[1, heads_kv, tokens, head_dim]`, f32.
+    pub k: Tensor,
+    /// `[1, heads_kv, tokens, head_dim]`, f32.
+    pub v: Tensor,
 }
 
 impl Step<'_> {
@@ -34,20 +62,24 @@ impl Step<'_> {
         number: usize,
         x: &Tensor,
         cache: &mut KvCache,
-        observer: &mut dyn Observer,
+        guests: &mut Guests<'_>,
     ) -> Result<Tensor> {
         let layer = &self.device.layers[number];
-        let normed = self.norm(x, &layer.attention_norm)?;
-        let attended = self.attention(number, &normed, cache, observer)?;
+        let attended = self.attention(number, x, cache, guests)?;
         let x = self.add(x, &attended, &layer.output, layer.post_attention_norm.as_ref())?;
-        let normed = self.norm(&x, &layer.mlp_norm)?;
+        let normed = norm(self.config, &x, &layer.mlp_norm)?;
         let inner = self.gated(layer, &normed)?;
         self.add(&x, &inner, &layer.down, layer.post_mlp_norm.as_ref())
     }
 
-    /// `x / sqrt(mean(x^2) + eps) * weight`, or `* (1 + weight)`.
-    pub(crate) fn norm(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-        Ok(rms_norm(x, weight, &rms(self.config))?)
+    /// Positions of all tokens, `[N]`, u32.
+    pub(crate) fn key_positions(&self) -> Result<Tensor> {
+        if let Some(positions) = self.on_device.get() {
+            return Ok(positions.clone());
+        }
+        let (gpu, all) = (self.positions.gpu(), self.all_positions);
+        let positions = Tensor::from_slice(gpu, all, &[all.len()])?;
+        Ok(self.on_device.get_or_init(|| positions).clone())
     }
 
     /// Attention of the new tokens to all cached ones, heads side by side: `[tokens, heads head_dim]`.
@@ -56,42 +88,34 @@ impl Step<'_> {
         number: usize,
         x: &Tensor,
         cache: &mut KvCache,
-        observer: &mut dyn Observer,
+        guests: &mut Guests<'_>,
     ) -> Result<Tensor> {
-        let ModelConfig { heads, heads_kv, head_dim, .. } = *self.config;
-        let layer = &self.device.layers[number];
-        let kind = &self.device.kinds[layer.kind];
-        let qkv = linear(x, &layer.qkv)?;
-        let part = |first: usize, count: usize| -> Result<Tensor> {
-            let part = qkv.narrow(1, first * head_dim, count * head_dim)?;
-            // [tokens, heads head_dim] as [1, heads, tokens, head_dim].
-            let heads = part.split(1, &[count, head_dim])?.permute(&[1, 0, 2])?;
-            Ok(heads.split(0, &[1, count])?)
-        };
-        let (mut q, mut k) = (part(0, heads)?, part(heads, heads_kv)?);
-        let v = part(heads + heads_kv, heads_kv)?;
-        if let Some([q_norm, k_norm]) = &layer.qk_norms {
-            q = self.norm(&q, q_norm)?;
-            k = self.norm(&k, k_norm)?;
+        let weights = &self.device.layers[number];
+        let kind = &self.device.kinds[weights.kind];
+        let Projection { mut q, k, v } = project(self.config, weights, x)?;
+        match self.form {
+            KeyForm::Rotated => cache.append(&kind.rope.apply(&k, &self.positions)?, &v)?,
+            KeyForm::Raw => cache.append(&k, &v)?,
         }
-        // Attention takes queries of the type of the keys.
-        let rotated = Tensor::uninit(x.gpu(), q.shape(), cache.dtype())?;
-        kind.rope.apply_into(&q, &self.positions, &rotated)?;
-        cache.append(&kind.rope.apply(&k, &self.positions)?, &v)?;
-        let (keys, values) = (cache.keys()?, cache.values()?);
-        // Written so that the heads of a token lie side by side, as the output map reads them.
-        let out = Tensor::uninit(x.gpu(), &[1, self.tokens, heads, head_dim], cache.dtype())?;
-        kind.attention.forward_into(
-            Inputs::new(&rotated, &keys, &values),
-            &out.permute(&[0, 2, 1, 3])?,
-            None,
-        )?;
-        observer
-            .attention(number, &AttentionView { q: &rotated, k: &keys, v: &values, out: &out })?;
-        Ok(out.reshape(&[self.tokens, heads * head_dim])?)
+        if let Some(edits) = guests.edits {
+            q = edits.queries(number, q)?;
+        }
+        let layer = Layer { index: number, q, cache, step: self, kind, found: Default::default() };
+        let mut out = guests.policy.attend(&layer)?;
+        layer.check(&out)?;
+        if let Some(edits) = guests.edits {
+            out = edits.outputs(&layer, out)?;
+        }
+        let end = self.all_positions.len();
+        let wants = guests.observer.wants(number, end - self.tokens..end);
+        if wants != Wants::nothing() {
+            guests.observer.attention(number, &view(&layer, &out, &wants)?)?;
+        }
+        let width = self.config.heads * self.config.head_dim;
+        Ok(out.permute(&[0, 2, 1, 3])?.contiguous()?.reshape(&[self.tokens, width])?)
     }
 
-    fn gated(&self, layer: &Layer, x: &Tensor) -> Result<Tensor> {
+    fn gated(&self, layer: &LayerWeights, x: &Tensor) -> Result<Tensor> {
         let mlp = self.config.mlp;
         let both = linear(x, &layer.gate_up)?;
         let activation = match self.config.activation {
@@ -105,9 +129,37 @@ impl Step<'_> {
     fn add(&self, x: &Tensor, y: &Tensor, map: &Linear, norm: Option<&Tensor>) -> Result<Tensor> {
         match norm {
             None => Ok(matmul_with(y, &map.weight, &epilogue(map).with_residual(x))?),
-            Some(norm) => Ok(ops::add(x, &self.norm(&linear(y, map)?, norm)?)?),
+            Some(norm) => Ok(ops::add(x, &self::norm(self.config, &linear(y, map)?, norm)?)?),
         }
     }
+}
+
+/// `x / sqrt(mean(x^2) + eps) * weight`, or `* (1 + weight)`.
+fn norm(config: &ModelConfig, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    Ok(rms_norm(x, weight, &rms(config))?)
+}
+
+/// Queries, keys and values of the residual stream `x` `[tokens, hidden]`.
+pub(crate) fn project(
+    config: &ModelConfig,
+    weights: &LayerWeights,
+    x: &Tensor,
+) -> Result<Projection> {
+    let ModelConfig { heads, heads_kv, head_dim, .. } = *config;
+    let qkv = linear(&norm(config, x, &weights.attention_norm)?, &weights.qkv)?;
+    let part = |first: usize, count: usize| -> Result<Tensor> {
+        let part = qkv.narrow(1, first * head_dim, count * head_dim)?;
+        // [tokens, heads head_dim] as [1, heads, tokens, head_dim].
+        let heads = part.split(1, &[count, head_dim])?.permute(&[1, 0, 2])?;
+        Ok(heads.split(0, &[1, count])?)
+    };
+    let (mut q, mut k) = (part(0, heads)?, part(heads, heads_kv)?);
+    let v = part(heads + heads_kv, heads_kv)?;
+    if let Some([q_norm, k_norm]) = &weights.qk_norms {
+        q = norm(config, &q, q_norm)?;
+        k = norm(config, &k, k_norm)?;
+    }
+    Ok(Projection { q, k, v })
 }
 
 /// `x W^T + b`, in f32.

@@ -1,7 +1,9 @@
 //! Decoder-only language models from Hugging Face folders and GGUF files, run on any GPU.
 //!
 //! * [`Model`]: a model's weights on a device. [`Session`]: one sequence on its way through it.
-//! * [`Generate`]: continuing a text. [`Observer`]: looking on, layer by layer.
+//! * [`Generate`]: continuing a text.
+//! * [`policy`]: another attention in a model. [`Observer`]: looking on, layer by layer. [`HeadEdits`]:
+//!   heads switched off, scaled or replaced.
 //! * [`Source`]: a model's files, opened and checked. Weights stay on disk until they are asked for.
 //! * [`ModelConfig`]: what the model is made of, in one form for all [families](Family).
 //! * [`RopeConfig`]: rotary frequencies, with the scalings for long contexts.
@@ -22,9 +24,12 @@ mod error;
 mod export;
 mod generate;
 pub mod gguf;
+mod heads;
 mod layer;
 mod model;
 mod observe;
+mod pass;
+pub mod policy;
 mod rope;
 mod session;
 mod source;
@@ -42,8 +47,12 @@ pub use config::{
 pub use error::{Error, Result};
 pub use export::{Progress, export};
 pub use generate::{Generate, Generation};
+pub use heads::{HeadEdit, HeadEdits};
+pub use layer::Projection;
 pub use model::{Model, Options, cache_bytes, weight_bytes};
-pub use observe::{AttentionView, Observer, Unobserved};
+pub use observe::{AttentionInputs, AttentionView, Observer, Rows, TopKeys, Unobserved, Wants};
+pub use pass::Pass;
+pub use policy::AttentionPolicy;
 pub use rope::{RopeConfig, RopeScaling};
 pub use session::Session;
 pub use source::Source;

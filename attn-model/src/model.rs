@@ -6,9 +6,12 @@ use std::sync::Arc;
 
 use attn_wgpu::matmul::{Epilogue, matmul_with};
 use attn_wgpu::norm::{RmsNorm, rms_norm};
+use attn_wgpu::rope::RopeTable;
 use attn_wgpu::{DType, Gpu, Tensor, ops};
 
-use crate::device::{Device, Loader};
+use crate::device::{Device, LayerWeights, Loader};
+use crate::layer::{Projection, project};
+use crate::policy::AttentionPolicy;
 use crate::{ModelConfig, Result, Session, Source};
 
 /// How a model lies on the device.
@@ -131,6 +134,38 @@ impl Model {
     /// As [`Session::new`].
     pub fn session(&self, capacity: usize) -> Result<Session> {
         Session::new(self, capacity)
+    }
+
+    /// An empty sequence with room for `capacity` tokens and attention by `policy`.
+    ///
+    /// # Errors
+    /// As [`Session::with_policy`].
+    pub fn session_with(&self, capacity: usize, policy: impl AttentionPolicy) -> Result<Session> {
+        Session::with_policy(self, capacity, Box::new(policy))
+    }
+
+    /// Queries, keys and values that a layer, the first of which is 0, makes of the residual stream in
+    /// front of it, `hidden` `[tokens, hidden]`, as [`Session::run_to`] gives it; or of some of its rows.
+    ///
+    /// # Errors
+    /// [`attn_core::Error::Config`] for a layer that the model lacks; those of the device.
+    pub fn project(&self, layer: usize, hidden: &Tensor) -> Result<Projection> {
+        project(self.config(), self.weights_of(layer)?, hidden)
+    }
+
+    /// The rotation of a layer's queries and keys.
+    ///
+    /// # Errors
+    /// [`attn_core::Error::Config`] for a layer that the model lacks.
+    pub fn rope(&self, layer: usize) -> Result<&RopeTable> {
+        Ok(&self.device().kinds[self.weights_of(layer)?.kind].rope)
+    }
+
+    fn weights_of(&self, layer: usize) -> Result<&LayerWeights> {
+        self.device().layers.get(layer).ok_or_else(|| {
+            let expected = format!("below {}", self.config().layers.len());
+            attn_core::Error::config("layer", expected, layer).into()
+        })
     }
 
     pub(crate) fn device(&self) -> &Device {

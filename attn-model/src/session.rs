@@ -1,5 +1,7 @@
 //! A sequence of tokens on its way through a model.
 
+use std::any::Any;
+use std::cell::OnceCell;
 use std::ops::Range;
 
 use attn_wgpu::cache::KvCache;
@@ -7,14 +9,16 @@ use attn_wgpu::embedding::gather_rows;
 use attn_wgpu::softmax::log_softmax_gather;
 use attn_wgpu::{DType, Tensor};
 
-use crate::layer::Step;
-use crate::observe::{Observer, Unobserved};
-use crate::{Model, Result};
+use crate::heads::DeviceEdits;
+use crate::layer::{Guests, Step};
+use crate::policy::{AttentionPolicy, Dense, ModelShape, Phase};
+use crate::{HeadEdits, Model, Pass, Result, Unobserved};
 
 /// Bytes of logits that are computed at once.
 const LOGIT_BYTES: usize = 16 << 20;
 
-/// One sequence: its tokens so far, and their keys and values in every layer.
+/// One sequence: its tokens so far, their keys and values in every layer, and the policy by which they
+/// attend to each other.
 ///
 /// Calls record commands; reading a result submits them. Where a call fails, the session is as it was
 /// before.
@@ -22,18 +26,47 @@ const LOGIT_BYTES: usize = 16 << 20;
 pub struct Session {
     model: Model,
     caches: Vec<KvCache>,
+    policy: Box<dyn AttentionPolicy>,
+    edits: Option<DeviceEdits>,
     /// Of each token so far.
     positions: Vec<u32>,
+    /// Tokens up to the last one that was part of a prompt.
+    prompt: usize,
+    /// Whether the policy could not undo a pass that failed.
+    is_broken: bool,
 }
 
 impl Session {
-    /// An empty sequence with room for `capacity` tokens; more tokens make it grow, with a copy.
-    /// Up to there, memory does not change once the first tokens have run.
+    /// An empty sequence with room for `capacity` tokens and the model's own attention; more tokens
+    /// make it grow, with a copy. Up to there, memory does not change once the first tokens have run.
     ///
     /// # Errors
     /// Those of allocation.
     pub fn new(model: &Model, capacity: usize) -> Result<Session> {
+        Session::with_policy(model, capacity, Box::new(Dense))
+    }
+
+    /// [`Session::new`] with attention by `policy`.
+    ///
+    /// # Errors
+    /// Those of allocation, and of [`AttentionPolicy::begin`].
+    pub fn with_policy(
+        model: &Model,
+        capacity: usize,
+        mut policy: Box<dyn AttentionPolicy>,
+    ) -> Result<Session> {
         let config = model.config();
+        policy.begin(&ModelShape {
+            gpu: model.gpu().clone(),
+            heads: config.heads,
+            heads_kv: config.heads_kv,
+            head_dim: config.head_dim,
+            windows: config.layers.iter().map(|layer| layer.window).collect(),
+            context: config.context,
+            scale: config.scale,
+            soft_cap: config.attention_soft_cap,
+            dtype: model.options().cache,
+        })?;
         let cache = || {
             let (heads, dim) = (config.heads_kv, config.head_dim);
             KvCache::new(model.gpu(), 1, heads, dim, dim, model.options().cache, capacity)
@@ -42,7 +75,15 @@ impl Session {
         for kind in &model.device().kinds {
             kind.rope.reserve(capacity)?;
         }
-        Ok(Session { model: model.clone(), caches, positions: Vec::new() })
+        Ok(Session {
+            model: model.clone(),
+            caches,
+            policy,
+            edits: None,
+            positions: Vec::new(),
+            prompt: 0,
+            is_broken: false,
+        })
     }
 
     /// The model.
@@ -65,82 +106,116 @@ impl Session {
         self.caches.iter().map(KvCache::bytes).sum()
     }
 
+    /// The policy.
+    pub fn policy(&self) -> &dyn AttentionPolicy {
+        self.policy.as_ref()
+    }
+
+    /// The policy as what it is, for what it can tell of itself; `None` if it is of another type.
+    pub fn policy_as<P: AttentionPolicy>(&self) -> Option<&P> {
+        let policy: &dyn Any = self.policy.as_ref();
+        policy.downcast_ref()
+    }
+
+    /// Edits of heads from the next pass on, in place of those so far. Keys and values of earlier tokens
+    /// stay what they are: edits that are set behind a prompt affect the continuation alone.
+    ///
+    /// # Errors
+    /// [`attn_core::Error::Config`] for a layer or a head that the model lacks,
+    /// [`attn_core::Error::Shape`] for another number of elements than a head has,
+    /// [`attn_core::Error::Data`] for numbers that are not finite; those of allocation.
+    pub fn edit_heads(&mut self, edits: &HeadEdits) -> Result<()> {
+        let (gpu, config) = (self.model.gpu(), self.model.config());
+        self.edits = match edits.is_empty() {
+            true => None,
+            false => Some(DeviceEdits::new(gpu, config, edits)?),
+        };
+        Ok(())
+    }
+
+    /// The edits of heads, where there are any.
+    pub fn head_edits(&self) -> Option<&HeadEdits> {
+        self.edits.as_ref().map(DeviceEdits::edits)
+    }
+
     /// Runs the model on `tokens` behind those so far, and keeps their keys and values. Returns the
     /// residual stream behind the last layer, `[tokens, hidden]`, f32, of which [`Session::logits`]
     /// makes logits.
     ///
-    /// `positions` are what queries and keys are rotated by, one a token; `None` counts on from the
-    /// last token. Which keys a token sees depends on the order of the tokens alone.
-    ///
     /// # Errors
-    /// [`attn_core::Error::Data`] for a token that the vocabulary lacks,
-    /// [`attn_core::Error::Shape`] for another number of positions; those of the device.
-    pub fn forward(&mut self, tokens: &[u32], positions: Option<&[u32]>) -> Result<Tensor> {
-        self.forward_observed(tokens, positions, &mut Unobserved)
+    /// [`attn_core::Error::Data`] for a token that the vocabulary lacks; those of the policy and of the
+    /// device.
+    pub fn forward(&mut self, tokens: &[u32]) -> Result<Tensor> {
+        self.forward_with(tokens, Pass::new())
     }
 
-    /// [`Session::forward`], with an observer looking on.
+    /// [`Session::forward`] with options.
     ///
     /// # Errors
-    /// As [`Session::forward`], and those of the observer.
-    pub fn forward_observed(
-        &mut self,
-        tokens: &[u32],
-        positions: Option<&[u32]>,
-        observer: &mut dyn Observer,
-    ) -> Result<Tensor> {
-        let positions = self.checked(tokens, positions)?;
-        let layers = self.caches.len();
-        let outcome = self.run(layers, tokens, &positions, observer);
-        match &outcome {
-            Ok(_) => self.positions.extend(positions),
-            Err(_) => self.cut(self.len()),
+    /// As [`Session::forward`], [`attn_core::Error::Shape`] for another number of positions than of
+    /// tokens, and those of the observer.
+    pub fn forward_with(&mut self, tokens: &[u32], pass: Pass<'_>) -> Result<Tensor> {
+        let (layers, before, is_decode) = (self.caches.len(), self.len(), pass.is_decode);
+        self.check_positions(tokens, pass.positions)?;
+        let outcome = self.run(layers, tokens, pass);
+        if outcome.is_err() {
+            self.cut(before);
+            // What the policy knows of the tokens that failed must go too.
+            self.is_broken = self.policy.truncate(before).is_err();
+        } else if !is_decode {
+            self.prompt = self.len();
         }
         outcome
     }
 
     /// The residual stream behind the first `layer` layers, `[tokens, hidden]`, for `tokens` behind
-    /// those so far; with 0 the embedding. The session stays as it is.
+    /// those so far; with 0 the embedding. The session stays as it is; a fork of its policy attends.
     ///
     /// # Errors
-    /// [`attn_core::Error::Config`] for a layer that the model lacks; as [`Session::forward`].
-    pub fn run_to(
-        &mut self,
-        layer: usize,
-        tokens: &[u32],
-        positions: Option<&[u32]>,
-    ) -> Result<Tensor> {
+    /// [`attn_core::Error::Config`] for a layer that the model lacks; as [`Session::forward_with`].
+    pub fn run_to(&mut self, layer: usize, tokens: &[u32], pass: Pass<'_>) -> Result<Tensor> {
         if layer > self.caches.len() {
             let expected = format!("at most {} layers", self.caches.len());
             return Err(attn_core::Error::config("layer", expected, layer).into());
         }
-        let positions = self.checked(tokens, positions)?;
-        let outcome = self.run(layer, tokens, &positions, &mut Unobserved);
-        self.cut(self.len());
+        self.check_positions(tokens, pass.positions)?;
+        let (before, fork) = (self.len(), self.policy.fork()?);
+        let policy = std::mem::replace(&mut self.policy, fork);
+        let outcome = self.run(layer, tokens, pass);
+        self.policy = policy;
+        self.cut(before);
         outcome
     }
 
     /// Forgets all tokens but the first `len`.
     ///
     /// # Errors
-    /// [`attn_core::Error::Config`] if there are not so many.
+    /// [`attn_core::Error::Config`] if there are not so many; those of the policy.
     pub fn truncate(&mut self, len: usize) -> Result<()> {
         if len > self.len() {
             let expected = format!("at most {} tokens", self.len());
             return Err(attn_core::Error::config("len", expected, len).into());
         }
-        self.positions.truncate(len);
+        self.policy.truncate(len)?;
         self.cut(len);
+        self.is_broken = false;
         Ok(())
     }
 
-    /// Another session with the same tokens. Keys and values are shared until one of the two goes on.
-    pub fn fork(&self) -> Session {
-        Session {
+    /// Another session with the same tokens, policy and edits. Keys and values are shared until one of
+    /// the two goes on.
+    ///
+    /// # Errors
+    /// Those of the policy.
+    pub fn fork(&self) -> Result<Session> {
+        Ok(Session {
             model: self.model.clone(),
             caches: self.caches.iter().map(KvCache::fork).collect(),
+            policy: self.policy.fork()?,
+            edits: self.edits.clone(),
             positions: self.positions.clone(),
-        }
+            ..*self
+        })
     }
 
     /// Logits `[rows, vocabulary]`, f32, of the rows `rows` of what [`Session::forward`] returned.
@@ -163,7 +238,7 @@ impl Session {
     /// # Errors
     /// As [`Session::forward`].
     pub fn score(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
-        let hidden = self.forward(tokens, None)?;
+        let hidden = self.forward(tokens)?;
         let count = tokens.len().saturating_sub(1);
         let (gpu, at_once) = (self.model.gpu().clone(), self.logit_rows());
         let mut all = Vec::with_capacity(count);
@@ -194,36 +269,44 @@ impl Session {
         }
     }
 
-    /// Positions of new tokens that can be run.
-    fn checked(&self, tokens: &[u32], positions: Option<&[u32]>) -> Result<Vec<u32>> {
+    /// Whether new tokens at these positions can be run.
+    fn check_positions(&self, tokens: &[u32], positions: Option<&[u32]>) -> Result<()> {
+        if self.is_broken {
+            let got = "one that could not forget a pass that failed";
+            return Err(attn_core::Error::config("policy", "a policy in order", got).into());
+        }
         self.check_tokens(tokens)?;
         let first = self.next_position();
-        let count = u32::try_from(tokens.len()).ok().and_then(|count| first.checked_add(count));
-        match (positions, count) {
+        let end = u32::try_from(tokens.len()).ok().and_then(|count| first.checked_add(count));
+        match (positions, end) {
             (Some(given), _) if given.len() != tokens.len() => {
                 let expected = format!("[{}], one a token", tokens.len());
                 Err(attn_core::Error::shape("positions", expected, &[given.len()]).into())
             }
-            (Some(given), _) => Ok(given.to_vec()),
-            (None, Some(end)) => Ok((first..end).collect()),
             (None, None) => {
                 let got = format!("{first} + {}", tokens.len());
                 Err(attn_core::Error::data("positions", "numbers below 2^32", got).into())
             }
+            _ => Ok(()),
         }
     }
 
-    fn run(
-        &mut self,
-        layers: usize,
-        tokens: &[u32],
-        positions: &[u32],
-        observer: &mut dyn Observer,
-    ) -> Result<Tensor> {
+    /// Runs checked tokens through the first layers; what fails leaves caches and positions to be cut.
+    fn run(&mut self, layers: usize, tokens: &[u32], pass: Pass<'_>) -> Result<Tensor> {
+        let phase = match pass.is_decode {
+            true => Phase::Decode { step: self.decode_step() },
+            false => Phase::Prefill,
+        };
+        let (first, before) = (self.next_position(), self.len());
+        match pass.positions {
+            Some(given) => self.positions.extend(given),
+            None => self.positions.extend(first..first + tokens.len() as u32),
+        }
         let (gpu, config, device) = (self.model.gpu(), self.model.config(), self.model.device());
         if tokens.is_empty() {
             return Ok(Tensor::zeros(gpu, &[0, config.hidden], DType::F32)?);
         }
+        let positions = &self.positions[before..];
         if let Some(&last) = positions.iter().max() {
             device.kinds.iter().try_for_each(|kind| kind.rope.reserve(last as usize + 1))?;
         }
@@ -232,19 +315,37 @@ impl Session {
             config,
             device,
             positions: Tensor::from_slice(gpu, positions, &[positions.len()])?,
+            all_positions: &self.positions,
+            on_device: OnceCell::new(),
             tokens: tokens.len(),
+            phase,
+            form: self.policy.keys(),
+        };
+        let mut unobserved = Unobserved;
+        let mut guests = Guests {
+            policy: self.policy.as_mut(),
+            edits: self.edits.as_ref(),
+            observer: pass.observer.unwrap_or(&mut unobserved),
         };
         let scale = config.embedding_scale as f32;
         let mut x = gather_rows(&device.embedding, &ids, scale, DType::F32)?;
-        observer.hidden(0, &x)?;
+        guests.observer.hidden(0, &x)?;
         for (number, cache) in self.caches.iter_mut().take(layers).enumerate() {
-            x = step.layer(number, &x, cache, observer)?;
-            observer.hidden(number + 1, &x)?;
+            x = step.layer(number, &x, cache, &mut guests)?;
+            guests.observer.hidden(number + 1, &x)?;
         }
         Ok(x)
     }
 
+    /// Number of the next token behind the last prompt, from 1.
+    fn decode_step(&self) -> usize {
+        self.len() - self.prompt + 1
+    }
+
+    /// Leaves the first `len` tokens in the caches.
     fn cut(&mut self, len: usize) {
+        self.positions.truncate(len);
+        self.prompt = self.prompt.min(len);
         for cache in &mut self.caches {
             // Layers behind the one that failed have nothing to forget.
             let _ = cache.truncate(len);

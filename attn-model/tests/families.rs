@@ -6,7 +6,7 @@ use std::path::Path;
 
 use attn_core::testing::TensorFile;
 use attn_model::attn_wgpu::DType;
-use attn_model::{Generate, Model, Options, Source};
+use attn_model::{Generate, Model, Options, Pass, Source};
 use common::device::gpu;
 use common::reference::{Recorder, all_logits, close, sequence, tokens};
 use common::{data, model_folders};
@@ -32,7 +32,7 @@ fn residual_stream_weights_and_logits() {
             let ids = tokens(&file, "input_ids", number);
             let mut session = model.session(ids.len()).unwrap();
             let mut seen = Recorder::of(model.config(), &layers);
-            let hidden = session.forward_observed(&ids, None, &mut seen).unwrap();
+            let hidden = session.forward_with(&ids, Pass::new().with_observer(&mut seen)).unwrap();
             for (layer, stream) in seen.hidden.iter().enumerate() {
                 let expected = sequence(&file, &format!("hidden.{layer}"), number);
                 close(&format!("{name}, hidden.{layer}"), stream, &expected, EXACT);
@@ -87,7 +87,7 @@ fn half_precision_stays_near() {
         for options in halves {
             let Some(model) = load(&folder, options) else { return };
             let mut session = model.session(ids.len()).unwrap();
-            let hidden = session.forward(&ids, None).unwrap();
+            let hidden = session.forward(&ids).unwrap();
             let logits = all_logits(&session, &hidden);
             close(&format!("{}, {options:?}", folder.display()), &logits, &expected, HALF);
             // It is not f32 under another name.
@@ -115,7 +115,7 @@ fn a_gguf_of_mixed_types() {
     for number in 0..2 {
         let ids = tokens(&file, "input_ids", number);
         let mut session = model.session(ids.len()).unwrap();
-        let hidden = session.forward(&ids, None).unwrap();
+        let hidden = session.forward(&ids).unwrap();
         let logits = all_logits(&session, &hidden);
         close("tiny-llama-mixed", &logits, &sequence(&file, "logits", number), EXACT);
     }

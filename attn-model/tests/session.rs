@@ -4,7 +4,7 @@ mod common;
 
 use attn_model::attn_wgpu::sample::Sampling;
 use attn_model::attn_wgpu::{DType, Gpu};
-use attn_model::{Generate, Model, Options, Session};
+use attn_model::{Generate, Model, Options, Pass, Session};
 use common::data;
 use common::device::gpu;
 use common::reference::{Recorder, all_logits, close};
@@ -20,7 +20,7 @@ fn text(len: usize, vocabulary: usize) -> Vec<u32> {
 
 /// Logits of `tokens` behind what the session holds.
 fn logits(session: &mut Session, tokens: &[u32]) -> Vec<f32> {
-    let hidden = session.forward(tokens, None).unwrap();
+    let hidden = session.forward(tokens).unwrap();
     all_logits(session, &hidden)
 }
 
@@ -58,7 +58,7 @@ fn forks_and_truncated_sessions_are_like_fresh_ones() {
     };
     let mut first = model.session(0).unwrap();
     logits(&mut first, &ids);
-    let mut second = first.fork();
+    let mut second = first.fork().unwrap();
     assert_eq!(second.len(), 50);
     // Both go on, in turn, and neither sees the other.
     let ones = [logits(&mut first, &ids[..20]), logits(&mut second, &other)];
@@ -66,7 +66,7 @@ fn forks_and_truncated_sessions_are_like_fresh_ones() {
     assert_eq!(ones[1], fresh(&ids, &other));
 
     second.truncate(30).unwrap();
-    let third = second.fork();
+    let third = second.fork().unwrap();
     assert_eq!(logits(&mut second, &other[..9]), fresh(&ids[..30], &other[..9]));
     drop(second);
     let mut third = third;
@@ -81,15 +81,19 @@ fn early_exit_shows_the_stream_and_leaves_the_session_alone() {
     let Some(model) = model("tiny-gemma3") else { return };
     let ids = text(30, model.config().vocabulary);
     let mut session = model.session(0).unwrap();
-    session.forward(&ids[..12], None).unwrap();
+    session.forward(&ids[..12]).unwrap();
     let mut seen = Recorder::default();
-    let whole = session.fork().forward_observed(&ids[12..], None, &mut seen).unwrap();
+    let whole = session
+        .fork()
+        .unwrap()
+        .forward_with(&ids[12..], Pass::new().with_observer(&mut seen))
+        .unwrap();
     for layer in 0..=3 {
-        let stream = session.run_to(layer, &ids[12..], None).unwrap();
+        let stream = session.run_to(layer, &ids[12..], Pass::new()).unwrap();
         assert_eq!(stream.to_vec::<f32>().unwrap(), seen.hidden[layer], "{layer}");
         assert_eq!(session.len(), 12);
     }
-    let again = session.forward(&ids[12..], None).unwrap();
+    let again = session.forward(&ids[12..]).unwrap();
     assert_eq!(again.to_vec::<f32>().unwrap(), whole.to_vec::<f32>().unwrap());
 }
 
@@ -100,7 +104,7 @@ fn rotation_depends_on_distances_alone() {
     let plain = logits(&mut model.session(0).unwrap(), &ids);
     let of = |positions: &[u32]| {
         let mut session = model.session(0).unwrap();
-        let hidden = session.forward(&ids, Some(positions)).unwrap();
+        let hidden = session.forward_with(&ids, Pass::new().with_positions(positions)).unwrap();
         (all_logits(&session, &hidden), session)
     };
     let (shifted, mut session) = of(&(300..321).collect::<Vec<_>>());
@@ -120,13 +124,21 @@ fn rotation_depends_on_distances_alone() {
 fn wrong_arguments_are_typed_errors_and_change_nothing() {
     let Some(model) = model("tiny-llama") else { return };
     let mut session = model.session(0).unwrap();
-    session.forward(&[1, 2, 3], None).unwrap();
+    session.forward(&[1, 2, 3]).unwrap();
     let message = |error: attn_model::Error| error.to_string();
     let cases = [
-        (message(session.forward(&[1, 320], None).unwrap_err()), "`tokens` holds 320"),
-        (message(session.forward(&[1, 2], Some(&[5])).unwrap_err()), "`positions` has shape [1]"),
-        (message(session.forward(&[1], Some(&[u32::MAX])).unwrap_err()), "`positions`"),
-        (message(session.run_to(3, &[1], None).unwrap_err()), "`layer` is 3"),
+        (message(session.forward(&[1, 320]).unwrap_err()), "`tokens` holds 320"),
+        (
+            message(session.forward_with(&[1, 2], Pass::new().with_positions(&[5])).unwrap_err()),
+            "`positions` has shape [1]",
+        ),
+        (
+            message(
+                session.forward_with(&[1], Pass::new().with_positions(&[u32::MAX])).unwrap_err(),
+            ),
+            "`positions`",
+        ),
+        (message(session.run_to(3, &[1], Pass::new()).unwrap_err()), "`layer` is 3"),
         (message(session.truncate(4).unwrap_err()), "`len` is 4"),
         (message(session.generate(&[], Generate::greedy(1)).unwrap_err()), "`prompt`"),
         (message(session.generate(&[999], Generate::greedy(1)).unwrap_err()), "999"),
@@ -147,7 +159,7 @@ fn wrong_arguments_are_typed_errors_and_change_nothing() {
         assert!(message.contains(part), "{message:?} lacks {part:?}");
     }
     assert_eq!(session.len(), 3);
-    let hidden = session.forward(&[], None).unwrap();
+    let hidden = session.forward(&[]).unwrap();
     assert_eq!(hidden.shape(), [0, 64]);
     assert!(session.score(&[7]).unwrap().is_empty());
     let cache = Options::exact().with_cache(DType::U32);

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use attn_core::testing::TensorFile;
 use attn_model::attn_wgpu::DType;
-use attn_model::{Generate, Model, Options, Source};
+use attn_model::{Generate, Model, Options, Pass, Source};
 use common::device::gpu;
 use common::reference::{Recorder, close, tokens};
 use common::{data, golden, smollm2};
@@ -104,7 +104,7 @@ fn golden_texts() {
         layers.dedup();
         let mut seen = Recorder::of(model.config(), &layers);
         let mut session = model.session(ids.len() + 32).unwrap();
-        let hidden = session.forward_observed(&ids, None, &mut seen).unwrap();
+        let hidden = session.forward_with(&ids, Pass::new().with_observer(&mut seen)).unwrap();
         check_hidden(&file, &seen.hidden);
         check_maps(&file, &seen, model.config().heads, ids.len());
 

@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod device;
+pub mod policies;
 pub mod reference;
 pub mod write;
 

@@ -1,10 +1,11 @@
 //! What golden files hold, compared with what a model computes.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use attn_core::testing::TensorFile;
 use attn_model::attn_wgpu::{DType, Tensor};
-use attn_model::{AttentionView, ModelConfig, Observer, Result, Session};
+use attn_model::{AttentionView, ModelConfig, Observer, Result, Session, Wants};
 
 /// Keeps the residual stream and the weights of attention of every layer on the host.
 #[derive(Default)]
@@ -50,14 +51,20 @@ impl Observer for Recorder {
         Ok(())
     }
 
+    fn wants(&mut self, layer: usize, _: Range<usize>) -> Wants {
+        match self.wanted.iter().any(|(wanted, _)| *wanted == layer) {
+            true => Wants::nothing().with_inputs(),
+            false => Wants::nothing(),
+        }
+    }
+
     /// The softmax of the rotated queries and keys that the kernel got, in f64.
-    fn attention(&mut self, layer: usize, view: &AttentionView<'_>) -> Result<()> {
-        let Some(&(_, window)) = self.wanted.iter().find(|(wanted, _)| *wanted == layer) else {
-            return Ok(());
-        };
-        let (q, k) = (floats(view.q), floats(view.k));
-        let &[_, heads, queries, dim] = view.q.shape() else { unreachable!() };
-        let &[_, heads_kv, keys, _] = view.k.shape() else { unreachable!() };
+    fn attention(&mut self, layer: usize, view: &AttentionView) -> Result<()> {
+        let window = self.wanted.iter().find(|(wanted, _)| *wanted == layer).unwrap().1;
+        let inputs = view.inputs.as_ref().unwrap();
+        let (q, k) = (floats(&inputs.q), floats(&inputs.k));
+        let &[_, heads, queries, dim] = inputs.q.shape() else { unreachable!() };
+        let &[_, heads_kv, keys, _] = inputs.k.shape() else { unreachable!() };
         let mut map = Vec::with_capacity(heads * queries * keys);
         for head in 0..heads {
             let kv = head / (heads / heads_kv);

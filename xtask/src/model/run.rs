@@ -123,7 +123,7 @@ pub fn main(args: &Args) -> Result<()> {
 fn profile(model: &Model, prompt: &[u32]) -> Result<String> {
     let mut session = model.session(prompt.len())?;
     let (_, profile) = model.gpu().profile(|| {
-        let hidden = session.forward(prompt, None);
+        let hidden = session.forward(prompt);
         hidden.map_err(|error| match error {
             Error::Gpu(error) => error,
             other => attn_core::Error::data("prompt", "tokens of the model", other).into(),
