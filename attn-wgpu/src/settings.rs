@@ -18,7 +18,7 @@ pub enum KernelKind {
     Forward,
     /// Few queries, the keys split over workgroups.
     Decode,
-    /// Gradients and column sums.
+    /// Gradients, column sums and probabilities.
     Backward,
 }
 

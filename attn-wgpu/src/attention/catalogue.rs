@@ -12,6 +12,7 @@ use attn_core::{Modifier, ModifierKind};
 use super::forward::{SNIPPETS, sliced};
 use super::params::{Form, storage};
 use super::variant::{MAX_DIM, Variant};
+use super::weights::blocked;
 use crate::capabilities::{Capabilities, DeviceKind, Subgroups};
 use crate::kernel::{Constants, KernelSource};
 use crate::ops;
@@ -224,6 +225,15 @@ fn attention(list: &mut List, capabilities: &Capabilities) {
     dims(capabilities).into_iter().for_each(|dims| backward(dims, &Choice::NOTHING));
     choices(&LOGITS).iter().for_each(|choice| backward(PAIRED, choice));
 
+    let mut weights = |dim, choice: &Choice| {
+        let variant = Variant::backward(dim, dim, capabilities);
+        let constants = blocked(form(choice).constants(&variant));
+        let words = format!("{variant}{}", choice.words());
+        list.add(kernel!("attention_weights", SNIPPETS), constants, words);
+    };
+    dims(capabilities).into_iter().for_each(|(dim, _)| weights(dim, &Choice::NOTHING));
+    choices(&LOGITS).iter().for_each(|choice| weights(PAIRED.0, choice));
+
     if capabilities.max_loop_steps < usize::MAX {
         for choice in choices(&LOGITS) {
             let constants =
@@ -293,6 +303,7 @@ mod tests {
             let inputs = Inputs::new(&q, &k, &v);
             plain.forward_with(inputs, Want::nothing().with_column_sums())?;
             let output = plain.forward(inputs)?;
+            plain.weights(inputs, &output.lse)?;
             let saved = Saved::new(inputs.with_sinks(&sinks), &output.out, &output.lse);
             let cotangents = Cotangents { out: &output.out, lse: Some(&output.lse) };
             plain.backward(&saved, cotangents)?;
@@ -312,9 +323,18 @@ mod tests {
         let ((), profile) = gpu.profile(|| calls(&gpu)).unwrap();
         let ran: HashSet<String> = profile.kernels.into_iter().map(|time| time.kernel).collect();
         let named = |name: &str| ran.iter().filter(|label| label.starts_with(name)).count();
-        for name in
-            ["forward", "decode", "backward_q", "backward_kv", "columns", "merge", "delta", "sinks"]
-        {
+        let kernels = [
+            "forward",
+            "decode",
+            "backward_q",
+            "backward_kv",
+            "columns",
+            "weights",
+            "merge",
+            "delta",
+            "sinks",
+        ];
+        for name in kernels {
             assert!(named(&format!("attention_{name} ")) > 0, "{name}: {ran:?}");
         }
         let label = |entry: Entry| {

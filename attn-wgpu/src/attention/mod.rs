@@ -14,6 +14,7 @@ mod modifier;
 mod params;
 mod variant;
 mod warm_up;
+mod weights;
 
 use std::sync::{Arc, Mutex};
 
@@ -32,7 +33,8 @@ use crate::tensor::{DType, Tensor};
 use crate::vec4::is_vec4;
 
 /// Dense attention on a device: `out = softmax(scale q k^T ..) v`, as [`attn_core::dense`] defines
-/// it with mask, soft-cap, modifier and sinks, without storing the scores.
+/// it with mask, soft-cap, modifier and sinks, without storing the scores;
+/// [`Attention::weights`] stores the probabilities where they are wanted.
 ///
 /// Inputs are f32, f16 or bf16, all of one type; outputs and gradients have that type, statistics
 /// are f32, and so is all arithmetic.

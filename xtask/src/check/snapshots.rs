@@ -18,6 +18,7 @@ const KEPT: &[(&str, &str, &str, &str)] = &[
     ("GPU, 32 lanes", "attention_backward_q", "dims 64/64", ", f32, soft cap, score modifier"),
     ("GPU, 32 lanes", "attention_backward_kv", "dims 64/64", ", bf16, mask modifier"),
     ("GPU, WebGPU limits", "attention_columns", "dims 64/64", ", f32, bit mask"),
+    ("GPU, WebGPU limits", "attention_weights", "dims 64/64", ", f16, score modifier"),
     ("GPU, WebGPU limits", "attention_merge", "", ", bf16, f32 parts, sinks"),
     ("GPU, WebGPU limits", "attention_delta", "", ", f16, cotangent of the lse"),
     ("GPU, WebGPU limits", "attention_sinks", "", ""),

@@ -134,7 +134,7 @@ mod tests {
             assert_eq!(kernels, texts.iter().map(|text| text.kernel).collect(), "{name}");
         }
         for dim in [16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256] {
-            for kernel in ["forward", "decode", "backward_q", "backward_kv", "columns"] {
+            for kernel in ["forward", "decode", "backward_q", "backward_kv", "columns", "weights"] {
                 let found = of(&format!("attention_{kernel}"), &format!("dims {dim}/{dim},"));
                 assert!(found >= 4, "{kernel} {dim}: {found}");
             }

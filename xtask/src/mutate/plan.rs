@@ -213,6 +213,20 @@ const COLUMNS: Row = Row {
     long: &[],
 };
 
+const WEIGHTS: Row = Row {
+    of: "",
+    quick: &[
+        "weights::heads_and_dims",
+        "weights::lengths_around_tiles",
+        "weights::some_rows_are_those_of_the_whole",
+        "weights::strided_inputs_and_targets",
+        "weights::nan_that_nobody_sees_changes_nothing",
+        "weights::modifiers_know_their_batch_and_head",
+        "weights::splits_change_no_bit",
+    ],
+    long: &["weights::every_mask"],
+};
+
 const DELTA: Row = Row {
     of: "",
     quick: &[
@@ -343,6 +357,7 @@ const BY_FILE: &[(&str, &[&Row])] = &[
     ("attention_backward_kv", &[&BACKWARD]),
     ("attention_pairs", &[&BACKWARD]),
     ("attention_columns", &[&COLUMNS]),
+    ("attention_weights", &[&WEIGHTS]),
     ("attention_delta", &[&DELTA]),
     ("attention_sinks", &[&SINKS]),
     ("linear", &[&COPY, &FOLDED]),
@@ -384,8 +399,8 @@ const BY_FILE: &[(&str, &[&Row])] = &[
 
 /// A file without a row gets every row, so that a new one is not forgotten.
 const ALL: &[&Row] = &[
-    &FORWARD, &DECODE, &BACKWARD, &MERGE, &COLUMNS, &DELTA, &SINKS, &COPY, &FOLDED, &UNEVEN,
-    &MATMUL, &NORM, &ELEMENTS, &ROPE, &TABLE, &SOFTMAX, &CHOICE,
+    &FORWARD, &DECODE, &BACKWARD, &MERGE, &COLUMNS, &WEIGHTS, &DELTA, &SINKS, &COPY, &FOLDED,
+    &UNEVEN, &MATMUL, &NORM, &ELEMENTS, &ROPE, &TABLE, &SOFTMAX, &CHOICE,
 ];
 
 /// The tests to run against a mutant, each once.
