@@ -142,11 +142,16 @@ impl Members<'_> {
         }
     }
 
-    /// Adds the queries as intervals.
+    /// Adds the queries, each once, as intervals.
     pub fn push_ranges(&self, into: &mut Vec<Range<usize>>) {
         match self {
             Members::Range(range) => into.extend(Some(range.clone()).filter(|r| !r.is_empty())),
-            Members::List(list) => into.extend(list.iter().map(|&q| q as usize..q as usize + 1)),
+            Members::List(list) => {
+                let mut list = list.to_vec();
+                list.sort_unstable();
+                list.dedup();
+                into.extend(list.iter().map(|&q| q as usize..q as usize + 1));
+            }
         }
     }
 

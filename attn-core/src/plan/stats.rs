@@ -169,7 +169,10 @@ impl Counter<'_> {
         // An empty interval may stand anywhere: sinks end at the sinks, and windows only rise.
         let end = high_sinks.end.min(self.plan.near.sink as usize);
         let sinks = low_sinks.start.min(high_sinks.start)..end;
-        let window = low.start.min(high.start)..high.end;
+        let window = match self.plan.window() {
+            0 => 0..0,
+            _ => low.start.min(high.start)..high.end,
+        };
         let tiles = |range: Range<usize>| range.len().div_ceil(self.tile.keys) as u64;
         tiles(sinks) + tiles(window)
     }

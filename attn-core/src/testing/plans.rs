@@ -81,7 +81,7 @@ pub fn plan(shape: AttentionShape) -> BoxedStrategy<SparsePlan> {
             if kind == Kind::Single {
                 parts.truncate(1);
             }
-            let mut draw = Draw { seed, next: 0 };
+            let mut draw = Draw { seed, next: 0, groups: 0 };
             for (rows, entries, [bias, multiset]) in parts {
                 let rows = draw.rows(&plan, rows, kind == Kind::Single);
                 let groups = rows.groups(plan.planes(), shape.queries).unwrap_or(0);
@@ -164,7 +164,7 @@ pub fn plan_problems() -> Result<Vec<PlanProblem>> {
     ];
     let problem = |(index, (name, shape, share, causal, near, rows, entries, kind))| {
         let seed = index as u64;
-        let mut draw = Draw { seed, next: 0 };
+        let mut draw = Draw { seed, next: 0, groups: 5 };
         let mut plan = SparsePlan::new(PlanShape::from(&shape), share, causal, Vec::new());
         plan.near = near;
         let rows = draw.rows(&plan, rows, kind == Kind::Single);
@@ -232,6 +232,8 @@ fn entries() -> impl Strategy<Value = EntriesKind> {
 struct Draw {
     seed: u64,
     next: u64,
+    /// Groups of a plane, at least.
+    groups: usize,
 }
 
 impl Draw {
@@ -265,7 +267,7 @@ impl Draw {
             return Rows::Tiled { bq };
         }
         for _ in 0..plan.planes() {
-            let groups = self.below(6);
+            let groups = self.groups.max(self.below(6));
             // Each query belongs to one group or to none, and in plans of other kinds is a guest in more.
             let owners: Vec<usize> = (0..queries).map(|_| self.below(groups + 1)).collect();
             let mut cuts: Vec<usize> = (0..=groups).map(|_| self.below(queries + 1)).collect();

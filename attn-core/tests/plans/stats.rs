@@ -1,6 +1,6 @@
 //! Counts.
 
-use attn_core::plan::{Entries, Near, Part, PlanShape, Rows, Share, SparsePlan, Tile};
+use attn_core::plan::{Combine, Entries, Near, Part, PlanShape, Rows, Share, SparsePlan, Tile};
 use attn_core::{Lengths, Mask};
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -33,9 +33,11 @@ proptest! {
     }
 
     #[test]
-    fn tiles_of_one_pair_waste_nothing_under_single_queries((_, plan) in plans()) {
-        let part = |part: &Part| matches!(part.rows, Rows::Tiled { .. });
-        prop_assume!(plan.parts.iter().all(part) && plan.parts.len() == 1);
+    fn tiles_of_one_pair_waste_nothing((_, mut plan) in plans()) {
+        // A gate may take a group away from a query for which it is computed.
+        if let Combine::Gate(_) = plan.combine {
+            plan.combine = Combine::Lse;
+        }
         let stats = plan.to_tokens().unwrap().stats(Tile { rows: 1, keys: 1 }).unwrap();
         prop_assert_eq!(stats.executed_pairs, stats.pairs);
     }
