@@ -4,6 +4,7 @@
 //! * [`Modifier`]: functions of logits and positions, in WGSL and on the host.
 //! * [`dense`]: attention in f64 with output, log-sum-exp, optional probabilities and row
 //!   statistics, and its vector-Jacobian product: the judge in every test.
+//! * [`plan`]: which keys each query attends to, as sparse methods select them, with a reference in f64.
 //! * [`AttentionShape`]: extents of a call, checked to fit together.
 //! * [`Error`]: what was wrong with a call.
 //! * `testing` (feature `testing`): error budgets, proptest strategies, counter-based random data,
@@ -20,6 +21,7 @@ mod error;
 mod mask;
 mod modifier;
 mod offsets;
+pub mod plan;
 mod rows;
 mod shape;
 #[cfg(feature = "testing")]
