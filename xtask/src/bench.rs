@@ -7,14 +7,14 @@ mod dense_backward;
 mod device;
 mod gate;
 mod host;
-mod html;
+pub mod html;
 mod kernels;
-mod machine;
+pub mod machine;
 mod measure;
 pub mod merge;
 mod readme;
 mod registry;
-mod report;
+pub mod report;
 mod series;
 pub mod table;
 pub mod tune;
@@ -231,14 +231,14 @@ fn chosen_adapters(wanted: Option<String>) -> Result<Vec<AdapterDescription>> {
 }
 
 /// The running command as a shell would take it.
-fn command() -> Cmd {
+pub fn command() -> Cmd {
     let arguments = std::env::args().skip(1).collect::<Vec<_>>();
     let with_variable = |cmd: Cmd, (name, value): (String, String)| cmd.env(&name, value);
     machine::environment().into_iter().fold(Cmd::new("cargo xtask").args(arguments), with_variable)
 }
 
 /// A path below the root relative to it, so that reports of two checkouts look alike.
-fn shown(path: &Path, root: &Path) -> String {
+pub fn shown(path: &Path, root: &Path) -> String {
     path.strip_prefix(root).unwrap_or(path).display().to_string()
 }
 

@@ -1,8 +1,14 @@
-//! `cargo xtask model`: fetching, looking at, running and converting language models.
+//! `cargo xtask model`: fetching, looking at, running, judging and converting language models.
 
+mod capture;
 mod export;
 pub mod fetch;
 mod info;
+mod loaded;
+mod needle;
+mod policies;
+mod ppl;
+mod report;
 mod run;
 
 use anyhow::Result;
@@ -10,7 +16,7 @@ use attn_model::DType;
 use clap::{Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Fetch, describe, run or convert a language model.
+/// Fetch, describe, run, judge or convert a language model.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -22,6 +28,9 @@ enum Command {
     Fetch(fetch::Args),
     Info(info::Args),
     Run(run::Args),
+    Ppl(ppl::Args),
+    Needle(needle::Args),
+    Capture(capture::Args),
     #[command(name = "export-hf")]
     ExportHf(export::Args),
 }
@@ -32,12 +41,18 @@ pub fn main(args: &Args) -> Result<()> {
         Command::Fetch(args) => fetch::main(args),
         Command::Info(args) => info::main(args),
         Command::Run(args) => run::main(args),
+        Command::Ppl(args) => ppl::main(args),
+        Command::Needle(args) => needle::main(args),
+        Command::Capture(args) => capture::main(args),
         Command::ExportHf(args) => export::main(args),
     }
 }
 
+/// Tokens of a prompt that run at once.
+const PROMPT_CHUNK: usize = 512;
+
 /// Storage types, as they are spelled on the command line.
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum Dtype {
     F32,
     F16,

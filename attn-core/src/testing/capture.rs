@@ -10,7 +10,9 @@ use crate::{AttentionShape, Error, Mask, Result, dense};
 ///
 /// The file has tensors `layer<L>.q` `[batch, heads, tokens, dim]`, `layer<L>.k` and `layer<L>.v`
 /// `[batch, heads_kv, tokens, dim]` of any floating-point type, and under the metadata key `config`
-/// a JSON object with `heads`, `heads_kv`, `dim`, `scale`, `causal` and the list `layers`.
+/// a JSON object with `heads`, `heads_kv`, `dim`, `scale`, `causal` and the list `layers`. Where the
+/// layers have one, also `window`, the keys that a query sees, itself included, and `soft_cap`, that
+/// of the logits.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Capture {
     config: dense::Config,
@@ -37,12 +39,19 @@ impl Capture {
         for &layer in &header.layers {
             layers.insert(layer, read_layer(file, &header, layer)?);
         }
-        let mask = if header.causal { Mask::Causal } else { Mask::Full };
-        let config = dense::Config::new().with_mask(mask).with_scale(header.scale);
+        let mask = match (header.causal, header.window) {
+            (_, Some(window)) => Mask::Window { left: window - 1, right: 0 },
+            (true, None) => Mask::Causal,
+            (false, None) => Mask::Full,
+        };
+        let mut config = dense::Config::new().with_mask(mask).with_scale(header.scale);
+        if let Some(cap) = header.soft_cap {
+            config = config.with_soft_cap(cap);
+        }
         Ok(Capture { config, layers })
     }
 
-    /// Mask and scale that the model uses.
+    /// Mask, scale and soft-cap that the model uses.
     pub fn config(&self) -> &dense::Config {
         &self.config
     }
@@ -70,6 +79,8 @@ struct Header {
     dim: usize,
     scale: f64,
     causal: bool,
+    window: Option<usize>,
+    soft_cap: Option<f64>,
     layers: Vec<usize>,
 }
 
@@ -82,13 +93,25 @@ impl Header {
         };
         let integer = |value: &Value| value.as_u64().and_then(|x| usize::try_from(x).ok());
         let size = |key| integer(get(key)).ok_or_else(|| bad(key, "a size"));
+        let causal = get("causal").as_bool();
+        let optional = |key: &str| Some(get(key)).filter(|value| !value.is_null());
+        let window = optional("window").map(|value| match integer(value) {
+            Some(window) if window > 0 && causal == Some(true) => Ok(window),
+            _ => Err(bad("window", "a size above 0 of causal layers")),
+        });
+        let soft_cap = optional("soft_cap").map(|value| match value.as_f64() {
+            Some(cap) if cap > 0.0 => Ok(cap),
+            _ => Err(bad("soft_cap", "a number above 0")),
+        });
         let layers = get("layers").as_array().map(|list| list.iter().map(integer).collect());
         Ok(Header {
             heads: size("heads")?,
             heads_kv: size("heads_kv")?,
             dim: size("dim")?,
             scale: get("scale").as_f64().ok_or_else(|| bad("scale", "a number"))?,
-            causal: get("causal").as_bool().ok_or_else(|| bad("causal", "true or false"))?,
+            causal: causal.ok_or_else(|| bad("causal", "true or false"))?,
+            window: window.transpose()?,
+            soft_cap: soft_cap.transpose()?,
             layers: layers.flatten().ok_or_else(|| bad("layers", "a list of layer numbers"))?,
         })
     }

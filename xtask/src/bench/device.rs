@@ -90,7 +90,7 @@ impl Adapter {
     }
 
     /// Fills in what only an opened device tells.
-    fn opened(&mut self, gpu: &Gpu) {
+    pub fn opened(&mut self, gpu: &Gpu) {
         let capabilities = gpu.capabilities();
         self.capabilities = Some(DeviceCapabilities {
             subgroups: capabilities.subgroups.map(|subgroups| [subgroups.min, subgroups.max]),

@@ -1,12 +1,13 @@
 //! The report as one HTML page that needs nothing else: no scripts, no fonts, no images from elsewhere.
 
+pub mod heat;
 pub mod svg;
 
 use std::fmt::Write;
 
 use self::svg::{Line, Plot, Point, Scale};
 use super::kernels;
-use super::report::{AdapterReport, Outcome, Report, Row, Summary};
+use super::report::{Adapter, AdapterReport, Host, Outcome, Report, Row, Summary};
 use super::series::{self, Crossover, Series};
 use super::table;
 
@@ -236,7 +237,13 @@ fn list<'a>(items: impl IntoIterator<Item = (&'a str, String)>) -> String {
 }
 
 fn environment(report: &Report) -> String {
-    let host = &report.host;
+    let capture = ("captured inputs".to_string(), report.capture.file.clone());
+    let adapters = report.adapters.iter().map(|report| &report.adapter);
+    host(&report.host, [capture]) + &adapters.map(details).collect::<String>()
+}
+
+/// The machine and the source, and `more` about the run.
+pub fn host(host: &Host, more: impl IntoIterator<Item = (String, String)>) -> String {
     let unknown = || "unknown".to_string();
     let mut all = vec![
         ("system".to_string(), format!("{}, {}", host.os, host.arch)),
@@ -244,30 +251,30 @@ fn environment(report: &Report) -> String {
         ("cores".into(), host.cores.to_string()),
         ("compiler".into(), host.rustc.clone().unwrap_or_else(unknown)),
         ("commit".into(), host.commit.clone().unwrap_or_else(unknown)),
-        ("captured inputs".into(), report.capture.file.clone()),
     ];
+    all.extend(more);
     all.extend(host.environment.iter().map(|(name, value)| (name.clone(), value.clone())));
-    let mut text = facts(all);
-    for AdapterReport { adapter, .. } in &report.adapters {
-        let Some(capabilities) = &adapter.capabilities else { continue };
-        let subgroups =
-            capabilities.subgroups.map_or("none".into(), |[a, b]| format!("{a} to {b} lanes"));
-        let mut all = vec![
-            ("subgroups".to_string(), subgroups),
-            ("16-bit arithmetic".into(), capabilities.f16.to_string()),
-            ("timestamps".into(), capabilities.timestamps.to_string()),
-            ("bytes of immediates".into(), capabilities.immediate_bytes.to_string()),
-        ];
-        all.extend(adapter.limits.iter().map(|(name, value)| (name.clone(), value.to_string())));
-        all.push(("features".into(), adapter.features.join(", ")));
-        let _ = writeln!(
-            text,
-            "<details><summary>Limits and features of {}</summary>{}</details>",
-            escape(&adapter.name),
-            facts(all)
-        );
-    }
-    text
+    facts(all)
+}
+
+/// Limits and features of a device that was opened.
+pub fn details(adapter: &Adapter) -> String {
+    let Some(capabilities) = &adapter.capabilities else { return String::new() };
+    let subgroups =
+        capabilities.subgroups.map_or("none".into(), |[a, b]| format!("{a} to {b} lanes"));
+    let mut all = vec![
+        ("subgroups".to_string(), subgroups),
+        ("16-bit arithmetic".into(), capabilities.f16.to_string()),
+        ("timestamps".into(), capabilities.timestamps.to_string()),
+        ("bytes of immediates".into(), capabilities.immediate_bytes.to_string()),
+    ];
+    all.extend(adapter.limits.iter().map(|(name, value)| (name.clone(), value.to_string())));
+    all.push(("features".into(), adapter.features.join(", ")));
+    format!(
+        "<details><summary>Limits and features of {}</summary>{}</details>\n",
+        escape(&adapter.name),
+        facts(all)
+    )
 }
 
 #[cfg(test)]

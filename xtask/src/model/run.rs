@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use attn_model::attn_wgpu::Gpu;
 use attn_model::attn_wgpu::sample::Sampling;
-use attn_model::{Error, Generate, Message, Model, Options, Source};
+use attn_model::{AttentionPolicy, Error, Generate, Message, Model, Session, Source};
 
-use super::{Dtype, bar, mib};
+use super::loaded::ModelArgs;
+use super::policies::Choice;
+use super::{bar, mib};
 use crate::bench::table::markdown;
 use crate::driver::install;
 
@@ -20,9 +22,8 @@ use crate::driver::install;
 /// The text appears as it is made. Without --temperature the most probable tokens are taken.
 #[derive(clap::Args)]
 pub struct Args {
-    /// A Hugging Face folder or a GGUF file
-    #[arg(long, value_name = "DIR|FILE")]
-    model: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
     /// The text to continue; with --chat, what the user says
     #[arg(long, value_name = "TEXT", required_unless_present = "prompt_file")]
     prompt: Option<String>,
@@ -50,12 +51,9 @@ pub struct Args {
     /// Seed of the random numbers
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Type of the weights on the device
-    #[arg(long, value_name = "TYPE", default_value = "f16")]
-    weights: Dtype,
-    /// Type of cached keys and values
-    #[arg(long, value_name = "TYPE", default_value = "f32")]
-    cache: Dtype,
+    /// Attention policy, as NAME or as NAME:{JSON with its settings}
+    #[arg(long, value_name = "POLICY", default_value = "dense")]
+    policy: Choice,
     /// Say which kernels the prompt's time goes to, in a second pass
     #[arg(long)]
     profile: bool,
@@ -63,7 +61,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn main(args: &Args) -> Result<()> {
-    let source = Source::open(&args.model)?;
+    let source = Source::open(&args.model.model)?;
     let tokenizer = source.tokenizer()?.context("the model has no tokenizer")?;
     let text = match (&args.prompt, &args.prompt_file) {
         (Some(text), _) => text.clone(),
@@ -82,9 +80,10 @@ pub fn main(args: &Args) -> Result<()> {
     }
     let gpu = Gpu::new().with_context(install::advice)?;
     eprintln!("{}", gpu.adapter());
-    let model = load(args, &gpu, &source)?;
+    let model = args.model.load(&gpu, &source)?;
 
-    let mut session = model.session(prompt.len() + args.max_tokens)?;
+    let capacity = prompt.len() + args.max_tokens;
+    let mut session = Session::with_policy(&model, capacity, args.policy.policy()?)?;
     let options = generate(args, &model);
     let (start, mut first, mut count) = (Instant::now(), None, 0);
     let mut words = tokenizer.decode_stream();
@@ -114,14 +113,14 @@ pub fn main(args: &Args) -> Result<()> {
         mib(gpu.memory().peak),
     );
     if args.profile {
-        eprintln!("{}", profile(&model, &prompt)?);
+        eprintln!("{}", profile(&model, args.policy.policy()?, &prompt)?);
     }
     Ok(())
 }
 
 /// Time of the prompt by kernel, most first.
-fn profile(model: &Model, prompt: &[u32]) -> Result<String> {
-    let mut session = model.session(prompt.len())?;
+fn profile(model: &Model, policy: Box<dyn AttentionPolicy>, prompt: &[u32]) -> Result<String> {
+    let mut session = Session::with_policy(model, prompt.len(), policy)?;
     let (_, profile) = model.gpu().profile(|| {
         let hidden = session.forward(prompt);
         hidden.map_err(|error| match error {
@@ -145,18 +144,6 @@ fn profile(model: &Model, prompt: &[u32]) -> Result<String> {
     };
     let header = ["kernel", "dispatches", "ms", "share"].map(String::from).to_vec();
     Ok(markdown(header, kernels.into_iter().map(row).collect(), 1).to_string())
-}
-
-fn load(args: &Args, gpu: &Gpu, source: &Source) -> Result<Model> {
-    let options =
-        Options::default().with_weights(args.weights.into()).with_cache(args.cache.into());
-    let bar = bar("loading {bar:30} {bytes}/{total_bytes}");
-    let model = Model::from_source(gpu, source, options, &mut |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    })?;
-    bar.finish_and_clear();
-    Ok(model)
 }
 
 fn generate(args: &Args, model: &Model) -> Generate {

@@ -1,0 +1,76 @@
+//! What the commands that run a model have in common: the model on a device, and a text as its tokens.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use attn_model::attn_wgpu::Gpu;
+use attn_model::{Model, Options, Source, Tokenizer};
+
+use super::{Dtype, bar};
+use crate::driver::install;
+
+/// Which model, and how it lies on the device.
+#[derive(clap::Args)]
+pub struct ModelArgs {
+    /// A Hugging Face folder or a GGUF file
+    #[arg(long, value_name = "DIR|FILE")]
+    pub model: PathBuf,
+    /// Type of the weights on the device
+    #[arg(long, value_name = "TYPE", default_value = "f16")]
+    pub weights: Dtype,
+    /// Type of cached keys and values
+    #[arg(long, value_name = "TYPE", default_value = "f32")]
+    pub cache: Dtype,
+}
+
+impl ModelArgs {
+    /// Puts the weights on the device.
+    pub fn load(&self, gpu: &Gpu, source: &Source) -> Result<Model> {
+        let options =
+            Options::default().with_weights(self.weights.into()).with_cache(self.cache.into());
+        load(gpu, source, options)
+    }
+}
+
+pub fn load(gpu: &Gpu, source: &Source, options: Options) -> Result<Model> {
+    let bar = bar("loading {bar:30} {bytes}/{total_bytes}");
+    let model = Model::from_source(gpu, source, options, &mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    })?;
+    bar.finish_and_clear();
+    Ok(model)
+}
+
+/// The best device, with its name on the terminal.
+pub fn device() -> Result<Gpu> {
+    let gpu = Gpu::new().with_context(install::advice)?;
+    eprintln!("{}", gpu.adapter());
+    Ok(gpu)
+}
+
+pub fn tokenizer(source: &Source) -> Result<Tokenizer> {
+    source.tokenizer()?.context("the model has no tokenizer")
+}
+
+pub fn read(path: &Path) -> Result<String> {
+    fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
+}
+
+/// A text as tokens, and those that the model wants in front of every text.
+pub struct Tokens {
+    pub front: Vec<u32>,
+    pub text: Vec<u32>,
+}
+
+impl Tokens {
+    pub fn of(tokenizer: &Tokenizer, text: &str) -> Result<Self> {
+        let (plain, whole) = (tokenizer.encode(text, false)?, tokenizer.encode(text, true)?);
+        // What stands behind a text, as an end of text, has no place in a part of it.
+        let front = (0..=whole.len().saturating_sub(plain.len()))
+            .find(|&at| whole[at..].starts_with(&plain))
+            .map_or(Vec::new(), |at| whole[..at].to_vec());
+        Ok(Tokens { front, text: plain })
+    }
+}
