@@ -10,6 +10,8 @@ mod policies;
 mod ppl;
 mod report;
 mod run;
+#[cfg(test)]
+mod tests;
 
 use anyhow::Result;
 use attn_model::DType;

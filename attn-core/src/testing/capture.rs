@@ -142,3 +142,45 @@ fn read_layer(file: &TensorFile, header: &Header, layer: usize) -> Result<HostIn
     let read = |name| Ok(file.f32(name)?.into_raw_vec_and_offset().0);
     Ok(HostInputs { shape, q: read(q)?, k: read(k)?, v: read(v)?, sinks: None })
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A capture of no layer, with a key of its configuration changed.
+    fn with(key: &str, value: Value) -> Result<Capture> {
+        let mut config = json!({
+            "heads": 4, "heads_kv": 2, "dim": 3, "scale": 0.5, "causal": true, "layers": [],
+        });
+        config[key] = value;
+        let header = json!({ "__metadata__": { "config": config.to_string() } }).to_string();
+        let bytes = [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat();
+        Capture::from_file(&TensorFile::parse("capture.safetensors", &bytes)?)
+    }
+
+    #[test]
+    fn windows_and_soft_caps_are_the_models() -> Result<()> {
+        let causal = with("window", Value::Null)?.config().clone();
+        assert_eq!((causal.mask.clone(), causal.soft_cap), (Mask::Causal, None));
+        let window = with("window", json!(8))?;
+        assert_eq!(window.config().mask, Mask::Window { left: 7, right: 0 });
+        let capped = with("soft_cap", json!(50))?;
+        assert_eq!(*capped.config(), causal.with_soft_cap(50.0));
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_no_window_and_no_soft_cap_is_refused() {
+        for (key, value, reason) in [
+            ("window", json!(0), "`window` = 0, expected a size above 0 of causal layers"),
+            ("window", json!(2.5), "`window` = 2.5, expected a size above 0"),
+            ("soft_cap", json!(0.0), "`soft_cap` = 0.0, expected a number above 0"),
+            ("soft_cap", json!("50"), "`soft_cap` = \"50\", expected a number"),
+        ] {
+            let error = with(key, value).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        }
+    }
+}

@@ -1,6 +1,8 @@
 //! `cargo xtask model capture`: queries, keys and values of some layers, for `cargo xtask bench --qkv`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -8,7 +10,6 @@ use anyhow::{Context, Result, bail};
 use attn_model::attn_wgpu::Tensor;
 use attn_model::{AttentionView, ModelConfig, Observer, Options, Pass, Session, Source, Wants};
 use half::f16;
-use safetensors::tensor::{Dtype as Stored, TensorView, serialize_to_file};
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
@@ -65,7 +66,8 @@ pub fn main(args: &Args) -> Result<()> {
     let end = layers.last().map_or(0, |last| last + 1);
     let bar = bar("{bar:30} layer {pos}/{len}, {elapsed}");
     bar.set_length(end as u64);
-    let mut recorder = Recorder { layers: &layers, dtype: args.dtype, seen: BTreeMap::new(), bar: &bar };
+    let mut recorder =
+        Recorder { layers: &layers, dtype: args.dtype, seen: BTreeMap::new(), bar: &bar };
     let mut session = Session::new(&model, tokens.len())?;
     session.run_to(end, &tokens, Pass::new().with_observer(&mut recorder))?;
     let seen = recorder.seen;
@@ -80,7 +82,7 @@ pub fn main(args: &Args) -> Result<()> {
         report::name(&args.text),
         name(args.dtype),
     );
-    let bytes = save(&args.out, &seen, args.dtype, &config, source)?;
+    let bytes = save(&args.out, &seen, args.dtype, &config, &source)?;
     println!(
         "{}: layers {} of {} tokens, {}",
         args.out.display(),
@@ -113,6 +115,7 @@ fn rule(config: &ModelConfig, layers: &[usize]) -> Result<Option<usize>> {
 
 /// The tokens to read, with what the model wants in front.
 fn cut(tokens: &Tokens, args: &Args) -> Result<Vec<u32>> {
+    // With none of its own, there is nothing to capture.
     let Some(own) = args.tokens.checked_sub(tokens.front.len()).filter(|own| *own > 0) else {
         bail!("--tokens {} holds no token of the text", args.tokens);
     };
@@ -203,22 +206,37 @@ fn config(model: &ModelConfig, window: Option<usize>, layers: &[usize], args: &A
     config
 }
 
-/// Writes the file and returns its length.
+/// Writes a safetensors file and returns its length. The library for that puts metadata in any order, and the same
+/// capture should be the same file.
 fn save(
     path: &Path,
     seen: &BTreeMap<(usize, &'static str), Numbers>,
     dtype: Dtype,
     config: &Value,
-    source: String,
+    source: &str,
 ) -> Result<u64> {
-    let dtype = if dtype == Dtype::F32 { Stored::F32 } else { Stored::F16 };
-    let mut tensors = Vec::new();
+    let metadata = json!({ "config": config.to_string(), "source": source });
+    let mut header = json!({ "__metadata__": metadata });
+    let mut end = 0;
     for ((layer, name), Numbers { shape, bytes }) in seen {
-        let view = TensorView::new(dtype, shape.clone(), bytes)?;
-        tensors.push((format!("layer{layer}.{name}"), view));
+        let start = end;
+        end += bytes.len();
+        header[format!("layer{layer}.{name}")] = json!({
+            "dtype": if dtype == Dtype::F32 { "F32" } else { "F16" },
+            "shape": shape,
+            "data_offsets": [start, end],
+        });
     }
-    let metadata = [("config".into(), config.to_string()), ("source".into(), source)];
-    let writing = || format!("writing {}", path.display());
-    serialize_to_file(tensors, Some(HashMap::from(metadata)), path).with_context(writing)?;
-    Ok(path.metadata().with_context(writing)?.len())
+    // Data begin at a multiple of 8 bytes.
+    let mut header = header.to_string();
+    header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
+    let write = || -> io::Result<()> {
+        let mut file = BufWriter::new(File::create(path)?);
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(header.as_bytes())?;
+        seen.values().try_for_each(|numbers| file.write_all(&numbers.bytes))?;
+        file.flush()
+    };
+    write().with_context(|| format!("writing {}", path.display()))?;
+    Ok((8 + header.len() + end) as u64)
 }

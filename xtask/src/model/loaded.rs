@@ -66,11 +66,27 @@ pub struct Tokens {
 
 impl Tokens {
     pub fn of(tokenizer: &Tokenizer, text: &str) -> Result<Self> {
-        let (plain, whole) = (tokenizer.encode(text, false)?, tokenizer.encode(text, true)?);
-        // What stands behind a text, as an end of text, has no place in a part of it.
-        let front = (0..=whole.len().saturating_sub(plain.len()))
-            .find(|&at| whole[at..].starts_with(&plain))
-            .map_or(Vec::new(), |at| whole[..at].to_vec());
-        Ok(Tokens { front, text: plain })
+        let (text, whole) = (tokenizer.encode(text, false)?, tokenizer.encode(text, true)?);
+        Ok(Tokens { front: front(&text, &whole).to_vec(), text })
+    }
+}
+
+/// What `whole` has in front of `text`. What stands behind it, as an end of text, has no place behind a part.
+fn front<'a>(text: &[u32], whole: &'a [u32]) -> &'a [u32] {
+    let places = 0..=whole.len().saturating_sub(text.len());
+    let place = places.into_iter().find(|&at| whole[at..].starts_with(text));
+    &whole[..place.unwrap_or(0)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stands_in_front_of_a_text() {
+        assert_eq!(front(&[5, 6], &[1, 5, 6, 2]), [1]);
+        assert!(front(&[5, 6], &[5, 6]).is_empty() && front(&[], &[]).is_empty());
+        // A tokenizer that spells the two differently has none that could be told.
+        assert!(front(&[5, 6], &[1, 7, 6]).is_empty());
     }
 }

@@ -164,8 +164,9 @@ fn cells(args: &Args, form: &Form<'_>, text: &str) -> Result<Vec<Trial>> {
             for &depth in &args.depths {
                 let at = |number| haystack::depth_of(number, needles.len(), f64::from(depth));
                 let placed = needles.iter().enumerate();
-                let placed: Vec<_> =
-                    placed.map(|(number, needle)| (needle.statement.as_str(), at(number))).collect();
+                let placed: Vec<_> = placed
+                    .map(|(number, needle)| (needle.statement.as_str(), at(number)))
+                    .collect();
                 let hidden = haystack::hide(sentences, &placed);
                 trials.push(Trial { length, depth, repeat, needles: needles.clone(), hidden });
             }
@@ -244,8 +245,7 @@ impl Ask<'_> {
 
     /// The first line of what the model says.
     fn answer(&self, session: &mut Session, prompt: &[u32]) -> Result<String> {
-        let options =
-            Generate::greedy(self.answer_tokens).with_stop(&self.model.config().eos);
+        let options = Generate::greedy(self.answer_tokens).with_stop(&self.model.config().eos);
         let (mut tokens, mut text) = (Vec::new(), String::new());
         for token in session.generate(prompt, options)? {
             tokens.push(token?);

@@ -24,9 +24,9 @@ use crate::workspace::Workspace;
 ///
 /// The text is cut into windows, and each is a sequence of its own. Its first token is not scored; tokens that
 /// do not fill a window are left out. A model that wants a token in front of every text gets it in front of each
-/// window, as a part of it. With --prompt, the first tokens of a window are a prompt and not scored; the rest is given
-/// to the model one token a pass, as if it had chosen them: so are policies judged that treat a continuation
-/// differently.
+/// window, as a part of it. With --prompt, the first tokens of a window are a prompt; the rest is given to the model one
+/// token a pass, as if it had chosen them, and what these passes predict is scored: so are policies judged that treat a
+/// continuation differently. A window of W tokens with a prompt of P scores W - P - 1.
 ///
 /// Each policy runs on the same windows. The ratio is that of its perplexity to the first policy's, and behind it
 /// stands the standard error of it, from the differences of each token. Speeds leave out the first window where there
@@ -75,8 +75,7 @@ pub fn main(args: &Args) -> Result<()> {
     let judge = |choice| judge(&model, choice, &windows, prompt, &bar);
     let results = policies.iter().map(judge).collect::<Result<Vec<_>>>()?;
     bar.finish_and_clear();
-    let origin =
-        Origin::here(&root, &args.model.model, &model, (&args.text, tokens.text.len()));
+    let origin = Origin::here(&root, &args.model.model, &model, (&args.text, tokens.text.len()));
     let report = Report::new(origin, &plan, windows.len(), results);
     print!("{}", report.text());
     write(args.json.as_deref(), || json(&report))
@@ -132,32 +131,26 @@ fn continued(
 ) -> Result<Scores> {
     let start = Instant::now();
     let (prompt, rest) = tokens.split_at(prompt);
-    let mut hidden = None;
     for chunk in prompt.chunks(PROMPT_CHUNK) {
-        hidden = Some(session.forward(chunk)?);
+        let hidden = session.forward(chunk)?;
+        // Waits for the device, so that the prompt's time is not that of the rest.
+        hidden.narrow(0, 0, 1)?.to_vec::<f32>()?;
         bar.inc(chunk.len() as u64);
     }
-    let mut hidden = hidden.context("a prompt of no token")?;
-    let (mut nll, mut prompt_seconds) = (Vec::with_capacity(rest.len()), 0.0);
-    for (at, token) in rest.iter().enumerate() {
-        nll.push(score(session, &hidden, *token)?);
-        if at == 0 {
-            // The score has waited for the prompt.
-            prompt_seconds = start.elapsed().as_secs_f64();
-        }
-        if at + 1 < rest.len() {
-            hidden = session.forward_with(&[*token], Pass::new().decoding())?;
-        }
+    let prompt_seconds = start.elapsed().as_secs_f64();
+    let mut nll = Vec::with_capacity(rest.len());
+    for pair in rest.windows(2) {
+        let hidden = session.forward_with(&pair[..1], Pass::new().decoding())?;
+        nll.push(score(session, &hidden, pair[1])?);
         bar.inc(1);
     }
     let seconds = start.elapsed().as_secs_f64() - prompt_seconds;
-    Ok(Scores { nll, prompt_seconds, seconds, ran: rest.len() - 1 })
+    Ok(Scores { ran: nll.len(), nll, prompt_seconds, seconds })
 }
 
-/// Negative log-probability of `token` behind the last row of `hidden`.
+/// Negative log-probability of `token` behind the only row of `hidden`.
 fn score(session: &Session, hidden: &Tensor, token: u32) -> Result<f32> {
-    let rows = hidden.shape()[0];
-    let logits = session.logits(hidden, rows - 1..rows)?;
+    let logits = session.logits(hidden, 0..1)?;
     let target = Tensor::from_slice(session.model().gpu(), &[token], &[1])?;
     let scores = log_softmax_gather(&logits, &target, None)?.to_vec::<f32>()?;
     Ok(-*scores.first().context("no score")?)

@@ -1,21 +1,18 @@
 //! `cargo xtask model run`: continue a text.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use attn_model::attn_wgpu::Gpu;
+use anyhow::{Result, bail};
 use attn_model::attn_wgpu::sample::Sampling;
 use attn_model::{AttentionPolicy, Error, Generate, Message, Model, Session, Source};
 
-use super::loaded::ModelArgs;
+use super::loaded::{ModelArgs, device, read, tokenizer};
 use super::policies::Choice;
 use super::{bar, mib};
 use crate::bench::table::markdown;
-use crate::driver::install;
 
 /// Continue a text with a language model, and say how fast that was.
 ///
@@ -62,12 +59,10 @@ pub struct Args {
 /// Runs the command.
 pub fn main(args: &Args) -> Result<()> {
     let source = Source::open(&args.model.model)?;
-    let tokenizer = source.tokenizer()?.context("the model has no tokenizer")?;
+    let tokenizer = tokenizer(&source)?;
     let text = match (&args.prompt, &args.prompt_file) {
         (Some(text), _) => text.clone(),
-        (None, Some(file)) => {
-            fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?
-        }
+        (None, Some(file)) => read(file)?,
         (None, None) => String::new(),
     };
     let text = match args.chat {
@@ -78,8 +73,7 @@ pub fn main(args: &Args) -> Result<()> {
     if prompt.is_empty() {
         bail!("the prompt holds no token");
     }
-    let gpu = Gpu::new().with_context(install::advice)?;
-    eprintln!("{}", gpu.adapter());
+    let gpu = device()?;
     let model = args.model.load(&gpu, &source)?;
 
     let capacity = prompt.len() + args.max_tokens;

@@ -49,6 +49,27 @@ const KINDS: &[Kind] = &[
             &["lighthouse", "windmill", "granary", "chapel", "theatre", "observatory", "bakery", "station"],
         ],
     },
+    Kind {
+        subjects: &[
+            "Amir Castell", "Berta Nyland", "Cosmo Trent", "Dagmar Iversen", "Emil Harrow", "Flora Benning",
+        ],
+        statement: |who, what| format!("The secret hobby of {who} is {what}."),
+        question: |who| format!("What is the secret hobby of {who}?"),
+        answers: &[
+            &["collecting", "repairing", "painting", "polishing", "drawing", "selling"],
+            &["antique", "paper", "broken", "wooden", "silver", "tiny"],
+            &["clocks", "kites", "spoons", "violins", "umbrellas", "compasses"],
+        ],
+    },
+    Kind {
+        subjects: &["Aldery", "Brackwater", "Corvale", "Dornhaven", "Eastmere", "Fallowgate"],
+        statement: |place, what| format!("The village of {place} is known for its {what}."),
+        question: |place| format!("What is the village of {place} known for?"),
+        answers: &[
+            &["floating", "striped", "frozen", "glowing", "crooked", "scented", "musical"],
+            &["gardens", "bridges", "lanterns", "orchards", "fountains", "carpets", "bells"],
+        ],
+    },
 ];
 
 /// Facts at most: no two of a text are about the same subject.
@@ -99,7 +120,7 @@ mod tests {
 
     #[test]
     fn there_are_not_more() {
-        assert!(needles(most() + 1, 0).unwrap_err().to_string().contains("not one of 1 to 24"));
+        assert!(needles(most() + 1, 0).unwrap_err().to_string().contains("not one of 1 to 36"));
         assert!(needles(0, 0).is_err());
     }
 }

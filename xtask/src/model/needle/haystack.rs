@@ -58,7 +58,9 @@ fn is_end(before: &str, behind: &str) -> bool {
 pub fn cut<'s, 't>(all: &'s [Sentence<'t>], tokens: usize) -> Result<&'s [Sentence<'t>]> {
     let sum: usize = all.iter().map(|sentence| sentence.tokens).sum();
     if sum < tokens {
-        bail!("the text has {sum} tokens, and {tokens} are wanted: take a longer text or smaller --lengths");
+        bail!(
+            "the text has {sum} tokens, and {tokens} are wanted: take a longer text or smaller --lengths"
+        );
     }
     let mut left = tokens;
     let fits = |sentence: &&Sentence<'_>| {

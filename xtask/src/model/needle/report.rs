@@ -177,7 +177,12 @@ pub mod tests {
             for (number, (length, depth)) in
                 [(256, 0), (256, 50), (256, 100), (512, 0), (512, 50)].into_iter().enumerate()
             {
-                Cell::add(&mut cells, length, depth, vec![asked(1.0 - 0.25 * number as f64, number == 0)]);
+                Cell::add(
+                    &mut cells,
+                    length,
+                    depth,
+                    vec![asked(1.0 - 0.25 * number as f64, number == 0)],
+                );
             }
             Cell::add(&mut cells, 256, 0, vec![asked(0.5, false)]);
             PolicyResult::new(&label.parse().unwrap(), cells, 3.0)
@@ -216,7 +221,10 @@ pub mod tests {
     #[test]
     fn text_has_a_table_for_each_policy() {
         let text = sample().text();
-        assert!(text.starts_with("a model: 1 needle in a <text>, 2 texts of each length"), "{text}");
+        assert!(
+            text.starts_with("a model: 1 needle in a <text>, 2 texts of each length"),
+            "{text}"
+        );
         assert_eq!(text.matches("| depth").count(), 2);
         assert!(text.contains("100 %") && text.contains("sink-window:{\"window\":99}: recall"));
         let row = text.lines().find(|line| line.starts_with("| 100 %")).unwrap();

@@ -34,7 +34,8 @@ impl Plan {
             let least = (front.len() + 1).max(2);
             bail!("--window {window} leaves no token to score, expected at least {least}");
         }
-        if prompt >= window {
+        // Behind a prompt, one token has to run before another one is predicted.
+        if prompt > 0 && prompt + 2 > window {
             bail!("--prompt {prompt} leaves no token of --window {window} to score");
         }
         let used = match self.tokens {
@@ -47,7 +48,9 @@ impl Plan {
         let step = window - front.len();
         if used.len() < step {
             let got = used.len();
-            bail!("{got} tokens of the text do not fill a window of {step}: take a smaller --window");
+            bail!(
+                "{got} tokens of the text do not fill a window of {step}: take a smaller --window"
+            );
         }
         let one = |(number, part): (usize, &[u32])| Window {
             first: skip + number * step,
@@ -94,7 +97,7 @@ mod tests {
         assert_eq!(text, "--window 1 leaves no token to score, expected at least 2");
         let text = error(&Plan { window: 2, ..PLAN }, &[1, 2], 11);
         assert_eq!(text, "--window 2 leaves no token to score, expected at least 3");
-        let text = error(&Plan { prompt: 4, ..PLAN }, &[], 11);
-        assert_eq!(text, "--prompt 4 leaves no token of --window 4 to score");
+        let text = error(&Plan { prompt: 3, ..PLAN }, &[], 11);
+        assert_eq!(text, "--prompt 3 leaves no token of --window 4 to score");
     }
 }
