@@ -327,6 +327,15 @@ const CHOICE: Row = Row {
     long: &["softmax::samples_follow_the_distribution", "softmax::large_vocabularies"],
 };
 
+const COUNTED: Row = Row {
+    of: "",
+    quick: &[
+        "select::prefix_sums_are_those_of_the_host",
+        "select::prefix_sums_of_many_values_and_of_views",
+    ],
+    long: &[],
+};
+
 /// Files with the kernels that they are or that import them; a snippet's first kernels first.
 const BY_FILE: &[(&str, &[&Row])] = &[
     ("attention_forward", &[&FORWARD]),
@@ -380,12 +389,14 @@ const BY_FILE: &[(&str, &[&Row])] = &[
     ("sample", &[&CHOICE]),
     ("top_k", &[&CHOICE]),
     ("top_k_rank", &[&CHOICE]),
+    ("select_before", &[&COUNTED]),
+    ("select_scan", &[&COUNTED]),
 ];
 
 /// A file without a row gets every row, so that a new one is not forgotten.
 const ALL: &[&Row] = &[
     &FORWARD, &DECODE, &BACKWARD, &MERGE, &COLUMNS, &DELTA, &SINKS, &COPY, &FOLDED, &UNEVEN,
-    &MATMUL, &NORM, &ELEMENTS, &ROPE, &TABLE, &SOFTMAX, &CHOICE,
+    &MATMUL, &NORM, &ELEMENTS, &ROPE, &TABLE, &SOFTMAX, &CHOICE, &COUNTED,
 ];
 
 /// The tests to run against a mutant, each once.

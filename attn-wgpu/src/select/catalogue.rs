@@ -1,0 +1,54 @@
+//! The kernels that select, in the variants that devices get.
+
+use super::{lanes, scan};
+use crate::capabilities::Capabilities;
+use crate::rows::catalogue::Variant;
+
+/// Every variant of every kernel.
+pub(crate) fn variants(capabilities: &Capabilities) -> Vec<Variant> {
+    let lanes = lanes(capabilities);
+    let mut list = Vec::new();
+    for way in scan::Way::ALL {
+        list.push((scan::SCAN, way.constants(lanes), format!("{way:?}, {lanes} lanes")));
+    }
+    list
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::gpu::tests;
+    use crate::select::scan_u32;
+    use crate::tensor::DType;
+    use crate::{Gpu, Result, Tensor};
+
+    /// Calls that need every kernel.
+    fn calls(gpu: &Gpu) -> Result<()> {
+        for count in [3, 20_000] {
+            scan_u32(&Tensor::zeros(gpu, &[count], DType::U32)?)?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn what_runs_is_listed() {
+        let Some(gpu) = tests::gpu() else { return };
+        let ((), profile) = gpu.profile(|| calls(&gpu)).unwrap();
+        let ran: HashSet<String> = profile.kernels.into_iter().map(|time| time.kernel).collect();
+        let variants = variants(gpu.capabilities());
+        let names: HashSet<&str> = variants.iter().map(|(source, ..)| source.name).collect();
+        for name in &names {
+            let begin = format!("{name} ");
+            assert!(ran.iter().any(|label| label.starts_with(&begin)), "{name}: {ran:?}");
+        }
+        let label = |(source, constants, _): Variant| {
+            gpu.kernel(&source, constants).unwrap().label().to_string()
+        };
+        let listed: HashSet<String> = variants.into_iter().map(label).collect();
+        for label in ran.iter().filter(|label| label.starts_with("select_")) {
+            assert!(listed.contains(label), "{label} runs and is not listed");
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! Choosing what attends to what: the kernels of which methods that select keys are made.
+//!
+//! Everything stays on the device: sizes that are only known there are written as counts beside
+//! tensors whose capacity the host knows. Results are equal bit for bit from run to run.
+
+#[cfg(feature = "bench")]
+pub(crate) mod catalogue;
+mod scan;
+
+pub use scan::{scan_u32, scan_u32_into};
+
+use crate::capabilities::{Capabilities, DeviceKind};
+use crate::error::Result;
+use crate::gpu::Gpu;
+use crate::kernel::Binding;
+use crate::ops;
+use crate::rows;
+use crate::tensor::{DType, Tensor};
+
+pub(crate) const SNIPPETS: &[(&str, &str)] = &[
+    ("linear", include_str!("../../kernels/linear.wgsl")),
+    ("before", include_str!("../../kernels/select_before.wgsl")),
+];
+
+/// A kernel of the folder `kernels` that selects.
+macro_rules! select_kernel {
+    ($name:literal) => {
+        $crate::kernel::KernelSource {
+            name: $name,
+            text: include_str!(concat!("../../kernels/", $name, ".wgsl")),
+            imports: $crate::select::SNIPPETS,
+        }
+    };
+}
+pub(crate) use select_kernel;
+
+/// Lanes of kernels whose lanes exchange what they counted, a power of two.
+pub(crate) fn lanes(capabilities: &Capabilities) -> u32 {
+    let wanted = if capabilities.kind == DeviceKind::Cpu { 8 } else { 256 };
+    1 << wanted.min(capabilities.max_workgroup_threads).max(1).ilog2()
+}
+
+/// A contiguous tensor of words as kernels address it.
+struct Words {
+    binding: Binding,
+    /// Of the first word, behind the start of the binding.
+    start: u32,
+}
+
+impl Words {
+    fn of(tensor: &Tensor) -> Words {
+        let (binding, start) = tensor.binding();
+        Words { binding, start: start as u32 }
+    }
+}
+
+/// Checks that a tensor is a vector of u32, and gives its length.
+fn check_numbers(arg: &'static str, tensor: &Tensor, gpu: &Gpu) -> Result<usize> {
+    rows::check_device(arg, tensor, gpu)?;
+    let &[count] = tensor.shape() else {
+        return Err(attn_core::Error::shape(arg, "[n]", tensor.shape()).into());
+    };
+    rows::check_form(arg, tensor, &[count], DType::U32)?;
+    Ok(count)
+}
+
+/// Fills a caller's tensor by `write`, which gets a contiguous one: directly where it is so.
+fn write_into(out: &Tensor, write: impl FnOnce(&Tensor) -> Result<()>) -> Result<()> {
+    if out.is_contiguous() {
+        return write(out);
+    }
+    let target = Tensor::uninit(out.gpu(), out.shape(), out.dtype())?;
+    write(&target)?;
+    ops::copy(&target, out)
+}
