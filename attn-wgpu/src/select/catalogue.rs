@@ -1,7 +1,8 @@
 //! The kernels that select, in the variants that devices get.
 
-use super::{lanes, scan};
+use super::{each_constants, lanes, scan, sort};
 use crate::capabilities::Capabilities;
+use crate::kernel::KernelSource;
 use crate::rows::catalogue::Variant;
 
 /// Every variant of every kernel.
@@ -11,8 +12,28 @@ pub(crate) fn variants(capabilities: &Capabilities) -> Vec<Variant> {
     for way in scan::Way::ALL {
         list.push((scan::SCAN, way.constants(lanes), format!("{way:?}, {lanes} lanes")));
     }
+    let sort_lanes = sort::sort_lanes(capabilities);
+    for (first, count) in [(true, true), (true, false), (false, true), (false, false)] {
+        let pass = sort::Pass { first, count };
+        let words = format!("{pass:?}, {sort_lanes} lanes");
+        list.push((sort::SORT, pass.constants(sort_lanes), words));
+    }
+    for (source, flags) in INDEPENDENT {
+        let (constants, _) = each_constants(capabilities);
+        let constants = flags.iter().fold(constants, |constants, flag| constants.flag(flag, true));
+        list.push((source, constants, format!("{flags:?}")));
+    }
     list
 }
+
+/// Kernels whose invocations are independent, with the flags they run with.
+const INDEPENDENT: [(KernelSource, &[&str]); 5] = [
+    (sort::BOUNDS, &[]),
+    (sort::KEYS, &[]),
+    (sort::KEYS, &["ENTRIES"]),
+    (sort::TAKE, &["MODULO"]),
+    (sort::TAKE, &[]),
+];
 
 #[cfg(test)]
 mod tests {
@@ -20,7 +41,7 @@ mod tests {
 
     use super::*;
     use crate::gpu::tests;
-    use crate::select::scan_u32;
+    use crate::select::{gather_lists, scan_u32, transpose_csr};
     use crate::tensor::DType;
     use crate::{Gpu, Result, Tensor};
 
@@ -29,6 +50,9 @@ mod tests {
         for count in [3, 20_000] {
             scan_u32(&Tensor::zeros(gpu, &[count], DType::U32)?)?;
         }
+        let class = Tensor::zeros(gpu, &[2, 9], DType::U32)?;
+        let lists = gather_lists(&class, 20)?;
+        transpose_csr(&lists.offsets, &lists.positions, 2, 9)?;
         Ok(())
     }
 

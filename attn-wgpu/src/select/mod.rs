@@ -6,13 +6,15 @@
 #[cfg(feature = "bench")]
 pub(crate) mod catalogue;
 mod scan;
+mod sort;
 
 pub use scan::{scan_u32, scan_u32_into};
+pub use sort::{Lists, Sorted, Transposed, counting_sort, gather_lists, transpose_csr};
 
 use crate::capabilities::{Capabilities, DeviceKind};
 use crate::error::Result;
 use crate::gpu::Gpu;
-use crate::kernel::Binding;
+use crate::kernel::{Binding, Call, Constants, KernelSource};
 use crate::ops;
 use crate::rows;
 use crate::tensor::{DType, Tensor};
@@ -20,6 +22,8 @@ use crate::tensor::{DType, Tensor};
 pub(crate) const SNIPPETS: &[(&str, &str)] = &[
     ("linear", include_str!("../../kernels/linear.wgsl")),
     ("before", include_str!("../../kernels/select_before.wgsl")),
+    ("each", include_str!("../../kernels/select_each.wgsl")),
+    ("row_of", include_str!("../../kernels/select_row_of.wgsl")),
 ];
 
 /// A kernel of the folder `kernels` that selects.
@@ -72,4 +76,39 @@ fn write_into(out: &Tensor, write: impl FnOnce(&Tensor) -> Result<()>) -> Result
     let target = Tensor::uninit(out.gpu(), out.shape(), out.dtype())?;
     write(&target)?;
     ops::copy(&target, out)
+}
+
+/// Checks offsets of rows, `[rows + 1]`, and gives the number of rows.
+fn check_row_ptr(row_ptr: &Tensor, gpu: &Gpu) -> Result<usize> {
+    match check_numbers("row_ptr", row_ptr, gpu)? {
+        0 => Err(attn_core::Error::shape("row_ptr", "[rows + 1]", &[0]).into()),
+        count => Ok(count - 1),
+    }
+}
+
+/// Indices that one invocation handles.
+const ITEMS: u32 = 8;
+
+/// Constants of kernels whose invocations are independent, and the indices of a workgroup.
+pub(crate) fn each_constants(capabilities: &Capabilities) -> (Constants, u64) {
+    let workgroup = ops::workgroup(capabilities);
+    let constants = Constants::new().int("WORKGROUP", workgroup).int("ITEMS", ITEMS);
+    (constants, u64::from(workgroup * ITEMS))
+}
+
+/// Runs a kernel for each index below `count`.
+fn each(
+    gpu: &Gpu,
+    source: &KernelSource,
+    flags: &[&str],
+    tensors: &[&Tensor],
+    params: &[u8],
+    count: usize,
+) -> Result<()> {
+    let (constants, per_group) = each_constants(gpu.capabilities());
+    let constants = flags.iter().fold(constants, |constants, flag| constants.flag(flag, true));
+    let kernel = gpu.kernel(source, constants)?;
+    let bindings: Vec<Binding> = tensors.iter().map(|tensor| tensor.binding().0).collect();
+    let groups = (count as u64).div_ceil(per_group);
+    kernel.dispatch(gpu, &Call { bindings: &bindings, params, groups, work: 8.0 * count as f64 })
 }

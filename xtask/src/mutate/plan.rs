@@ -336,6 +336,15 @@ const COUNTED: Row = Row {
     long: &[],
 };
 
+const SORTED: Row = Row {
+    of: "",
+    quick: &[
+        "select::sorting_is_that_of_the_host",
+        "select::lists_and_their_transpose_are_those_of_the_host",
+    ],
+    long: &[],
+};
+
 /// Files with the kernels that they are or that import them; a snippet's first kernels first.
 const BY_FILE: &[(&str, &[&Row])] = &[
     ("attention_forward", &[&FORWARD]),
@@ -390,7 +399,13 @@ const BY_FILE: &[(&str, &[&Row])] = &[
     ("top_k", &[&CHOICE]),
     ("top_k_rank", &[&CHOICE]),
     ("select_before", &[&COUNTED]),
+    ("select_bounds", &[&SORTED]),
+    ("select_each", &[&SORTED]),
+    ("select_keys", &[&SORTED]),
+    ("select_row_of", &[&SORTED]),
     ("select_scan", &[&COUNTED]),
+    ("select_sort", &[&SORTED]),
+    ("select_take", &[&SORTED]),
 ];
 
 /// A file without a row gets every row, so that a new one is not forgotten.
