@@ -1,8 +1,10 @@
 //! The kernels that select, in the variants that devices get.
 
+use super::choose::{self, Cover};
 use super::{each_constants, lanes, scan, sort};
 use crate::capabilities::Capabilities;
 use crate::kernel::KernelSource;
+use crate::rows::Sharing;
 use crate::rows::catalogue::Variant;
 
 /// Every variant of every kernel.
@@ -23,7 +25,29 @@ pub(crate) fn variants(capabilities: &Capabilities) -> Vec<Variant> {
         let constants = flags.iter().fold(constants, |constants, flag| constants.flag(flag, true));
         list.push((source, constants, format!("{flags:?}")));
     }
+    for sharing in sharings(choose::PASSES, capabilities) {
+        for (each, bits) in [(false, false), (false, true), (true, false), (true, true)] {
+            let words = format!("{} lanes, each {each}, bits {bits}", sharing.lanes);
+            list.push((choose::TOP, choose::top_constants(&sharing, each, bits), words));
+        }
+        for cover in [Cover::AtMost, Cover::AtLeast] {
+            let words = format!("{} lanes, {cover:?}", sharing.lanes);
+            list.push((choose::COVER, choose::cover_constants(&sharing, cover), words));
+        }
+    }
     list
+}
+
+/// How rows of any width are shared, each way once.
+fn sharings(passes: usize, capabilities: &Capabilities) -> Vec<Sharing> {
+    let mut found = Vec::new();
+    for bits in 0..=24 {
+        let sharing = Sharing::new(1 << bits, passes, capabilities);
+        if !found.contains(&sharing) {
+            found.push(sharing);
+        }
+    }
+    found
 }
 
 /// Kernels whose invocations are independent, with the flags they run with.
@@ -41,7 +65,9 @@ mod tests {
 
     use super::*;
     use crate::gpu::tests;
-    use crate::select::{gather_lists, scan_u32, transpose_csr};
+    use crate::select::{
+        Wanted, cover_rows, gather_lists, scan_u32, top_k_bits, top_k_rows, transpose_csr,
+    };
     use crate::tensor::DType;
     use crate::{Gpu, Result, Tensor};
 
@@ -53,6 +79,15 @@ mod tests {
         let class = Tensor::zeros(gpu, &[2, 9], DType::U32)?;
         let lists = gather_lists(&class, 20)?;
         transpose_csr(&lists.offsets, &lists.positions, 2, 9)?;
+        for width in [5, 1000, 9000] {
+            let x = Tensor::zeros(gpu, &[3, width], DType::F32)?;
+            let counts = cover_rows(&x, 0.5, Cover::AtMost)?;
+            cover_rows(&x, 0.5, Cover::AtLeast)?;
+            for wanted in [Wanted::Same(2), Wanted::Each(&counts)] {
+                top_k_rows(&x, wanted, 4)?;
+                top_k_bits(&x, wanted)?;
+            }
+        }
         Ok(())
     }
 

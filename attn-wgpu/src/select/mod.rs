@@ -5,9 +5,11 @@
 
 #[cfg(feature = "bench")]
 pub(crate) mod catalogue;
+mod choose;
 mod scan;
 mod sort;
 
+pub use choose::{Chosen, ChosenBits, Cover, Wanted, cover_rows, top_k_bits, top_k_rows};
 pub use scan::{scan_u32, scan_u32_into};
 pub use sort::{Lists, Sorted, Transposed, counting_sort, gather_lists, transpose_csr};
 
@@ -20,9 +22,18 @@ use crate::rows;
 use crate::tensor::{DType, Tensor};
 
 pub(crate) const SNIPPETS: &[(&str, &str)] = &[
+    ("arguments", include_str!("../../kernels/attention_arguments.wgsl")),
+    ("halves", include_str!("../../kernels/halves.wgsl")),
+    ("source", include_str!("../../kernels/source.wgsl")),
+    ("keys", include_str!("../../kernels/keys.wgsl")),
+    ("row_place", include_str!("../../kernels/row_place.wgsl")),
+    ("row_item", include_str!("../../kernels/row_item.wgsl")),
+    ("row_reduce", include_str!("../../kernels/row_reduce.wgsl")),
+    ("row_keys", include_str!("../../kernels/row_keys.wgsl")),
     ("linear", include_str!("../../kernels/linear.wgsl")),
     ("before", include_str!("../../kernels/select_before.wgsl")),
     ("each", include_str!("../../kernels/select_each.wgsl")),
+    ("search", include_str!("../../kernels/select_search.wgsl")),
     ("row_of", include_str!("../../kernels/select_row_of.wgsl")),
 ];
 
