@@ -1,7 +1,7 @@
 //! The kernels that select, in the variants that devices get.
 
 use super::choose::{self, Cover};
-use super::{each_constants, lanes, scan, sort};
+use super::{bits, each_constants, lanes, scan, sort};
 use crate::capabilities::Capabilities;
 use crate::kernel::KernelSource;
 use crate::rows::Sharing;
@@ -51,7 +51,13 @@ fn sharings(passes: usize, capabilities: &Capabilities) -> Vec<Sharing> {
 }
 
 /// Kernels whose invocations are independent, with the flags they run with.
-const INDEPENDENT: [(KernelSource, &[&str]); 5] = [
+const INDEPENDENT: [(KernelSource, &[&str]); 11] = [
+    (bits::BITS, &["OR"]),
+    (bits::BITS, &["SHIFT"]),
+    (bits::BITS, &["CAUSAL"]),
+    (bits::BIT_COUNTS, &[]),
+    (bits::BIT_SET, &[]),
+    (bits::BIT_COLUMNS, &[]),
     (sort::BOUNDS, &[]),
     (sort::KEYS, &[]),
     (sort::KEYS, &["ENTRIES"]),
@@ -66,7 +72,8 @@ mod tests {
     use super::*;
     use crate::gpu::tests;
     use crate::select::{
-        Wanted, cover_rows, gather_lists, scan_u32, top_k_bits, top_k_rows, transpose_csr,
+        Wanted, bits_causal, bits_from_indices, bits_or, bits_shift_or, bits_to_csr, cover_rows,
+        gather_lists, popcount_rows, scan_u32, top_k_bits, top_k_rows, transpose_csr,
     };
     use crate::tensor::DType;
     use crate::{Gpu, Result, Tensor};
@@ -84,8 +91,12 @@ mod tests {
             let counts = cover_rows(&x, 0.5, Cover::AtMost)?;
             cover_rows(&x, 0.5, Cover::AtLeast)?;
             for wanted in [Wanted::Same(2), Wanted::Each(&counts)] {
-                top_k_rows(&x, wanted, 4)?;
-                top_k_bits(&x, wanted)?;
+                let chosen = top_k_rows(&x, wanted, 4)?;
+                let set =
+                    bits_or(&bits_from_indices(&chosen, width)?, &top_k_bits(&x, wanted)?.bits)?;
+                let shifted =
+                    bits_shift_or(&set, &set.narrow(0, 0, 1)?.reshape(&[set.shape()[1]])?, 0)?;
+                popcount_rows(&bits_to_csr(&bits_causal(&shifted, 0)?, 9)?.col.reshape(&[1, 9])?)?;
             }
         }
         Ok(())

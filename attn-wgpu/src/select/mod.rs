@@ -3,12 +3,16 @@
 //! Everything stays on the device: sizes that are only known there are written as counts beside
 //! tensors whose capacity the host knows. Results are equal bit for bit from run to run.
 
+mod bits;
 #[cfg(feature = "bench")]
 pub(crate) mod catalogue;
 mod choose;
 mod scan;
 mod sort;
 
+pub use bits::{
+    Csr, bits_causal, bits_from_indices, bits_or, bits_shift_or, bits_to_csr, popcount_rows,
+};
 pub use choose::{Chosen, ChosenBits, Cover, Wanted, cover_rows, top_k_bits, top_k_rows};
 pub use scan::{scan_u32, scan_u32_into};
 pub use sort::{Lists, Sorted, Transposed, counting_sort, gather_lists, transpose_csr};
@@ -87,6 +91,17 @@ fn write_into(out: &Tensor, write: impl FnOnce(&Tensor) -> Result<()>) -> Result
     let target = Tensor::uninit(out.gpu(), out.shape(), out.dtype())?;
     write(&target)?;
     ops::copy(&target, out)
+}
+
+/// Checks that a tensor is of u32 and has one to four dimensions.
+fn check_words(arg: &'static str, tensor: &Tensor, gpu: &Gpu) -> Result<()> {
+    rows::check_device(arg, tensor, gpu)?;
+    rows::check_form(arg, tensor, tensor.shape(), DType::U32)?;
+    if (1..=4).contains(&tensor.shape().len()) {
+        return Ok(());
+    }
+    let expected = "one to four dimensions";
+    Err(attn_core::Error::shape(arg, expected, tensor.shape()).into())
 }
 
 /// Checks offsets of rows, `[rows + 1]`, and gives the number of rows.

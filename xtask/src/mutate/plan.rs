@@ -336,6 +336,21 @@ const COUNTED: Row = Row {
     long: &[],
 };
 
+const SELECTED: Row = Row {
+    of: "",
+    quick: &["select_rows::top_k_is_that_of_a_sort", "select_rows::covers_are_those_of_a_sort"],
+    long: &["select_rows::many_rows_and_wide_ones"],
+};
+
+const BLOCK_SETS: Row = Row {
+    of: "",
+    quick: &[
+        "select_bits::sets_of_blocks_are_those_of_the_host",
+        "select_bits::rows_of_numbers_and_bits",
+    ],
+    long: &["select_bits::many_rows"],
+};
+
 const SORTED: Row = Row {
     of: "",
     quick: &[
@@ -399,13 +414,20 @@ const BY_FILE: &[(&str, &[&Row])] = &[
     ("top_k", &[&CHOICE]),
     ("top_k_rank", &[&CHOICE]),
     ("select_before", &[&COUNTED]),
+    ("select_bit_columns", &[&BLOCK_SETS]),
+    ("select_bit_counts", &[&BLOCK_SETS]),
+    ("select_bit_set", &[&BLOCK_SETS]),
+    ("select_bits", &[&BLOCK_SETS]),
     ("select_bounds", &[&SORTED]),
-    ("select_each", &[&SORTED]),
+    ("select_cover", &[&SELECTED]),
+    ("select_each", &[&SORTED, &BLOCK_SETS]),
     ("select_keys", &[&SORTED]),
     ("select_row_of", &[&SORTED]),
     ("select_scan", &[&COUNTED]),
+    ("select_search", &[&SELECTED]),
     ("select_sort", &[&SORTED]),
     ("select_take", &[&SORTED]),
+    ("select_top", &[&SELECTED]),
 ];
 
 /// A file without a row gets every row, so that a new one is not forgotten.
