@@ -1,7 +1,8 @@
 //! The kernels that select, in the variants that devices get.
 
 use super::choose::{self, Cover};
-use super::{bits, each_constants, lanes, scan, sort};
+use super::pool::{self, PoolKind};
+use super::{bits, each_constants, lanes, probe, scan, scores, sort};
 use crate::capabilities::Capabilities;
 use crate::kernel::KernelSource;
 use crate::rows::Sharing;
@@ -20,10 +21,33 @@ pub(crate) fn variants(capabilities: &Capabilities) -> Vec<Variant> {
         let words = format!("{pass:?}, {sort_lanes} lanes");
         list.push((sort::SORT, pass.constants(sort_lanes), words));
     }
-    for (source, flags) in INDEPENDENT {
-        let (constants, _) = each_constants(capabilities);
+    let mut each = |source: KernelSource, items, flags: &[&str]| {
+        let (constants, _) = each_constants(capabilities, items);
         let constants = flags.iter().fold(constants, |constants, flag| constants.flag(flag, true));
         list.push((source, constants, format!("{flags:?}")));
+    };
+    for (source, flags) in INDEPENDENT {
+        each(source, super::ITEMS, flags);
+    }
+    each(probe::COLUMNS, 1, &[]);
+    each(probe::DISTANCES, 1, &[]);
+    for kind in PoolKind::ALL {
+        for storage in [None, Some("SOURCE_F16"), Some("SOURCE_BF16")] {
+            let flags: Vec<&str> = storage.into_iter().chain(kind.flag()).collect();
+            each(pool::POOL, 1, &flags);
+        }
+    }
+    for sharing in sharings(probe::PASSES, capabilities) {
+        for more in [false, true] {
+            let words = format!("{} lanes, more {more}", sharing.lanes);
+            list.push((probe::LSE, probe::constants(&sharing, more), words));
+        }
+    }
+    for sharing in sharings(scores::PASSES, capabilities) {
+        for (causal, softmax) in [(false, false), (false, true), (true, false), (true, true)] {
+            let words = format!("{} lanes, causal {causal}, softmax {softmax}", sharing.lanes);
+            list.push((scores::BLOCK_ROWS, scores::constants(&sharing, causal, softmax), words));
+        }
     }
     for sharing in sharings(choose::PASSES, capabilities) {
         for (each, bits) in [(false, false), (false, true), (true, false), (true, true)] {
@@ -86,6 +110,14 @@ mod tests {
         let class = Tensor::zeros(gpu, &[2, 9], DType::U32)?;
         let lists = gather_lists(&class, 20)?;
         transpose_csr(&lists.offsets, &lists.positions, 2, 9)?;
+        let (q, k) = (&[1, 2, 9, 8], &[1, 1, 70_000, 8]);
+        let (q, k) = (Tensor::zeros(gpu, q, DType::F32)?, Tensor::zeros(gpu, k, DType::BF16)?);
+        let blocks = pool::pool(&k, &pool::Pool::new(600, PoolKind::Max))?;
+        probe::probe(&q, &k, 1.0)?;
+        for causal in [false, true] {
+            let config = scores::BlockScores { causal, ..scores::BlockScores::new(1.0) };
+            scores::block_scores(&q, &blocks, &config)?;
+        }
         for width in [5, 1000, 9000] {
             let x = Tensor::zeros(gpu, &[3, width], DType::F32)?;
             let counts = cover_rows(&x, 0.5, Cover::AtMost)?;

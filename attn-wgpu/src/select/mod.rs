@@ -7,14 +7,20 @@ mod bits;
 #[cfg(feature = "bench")]
 pub(crate) mod catalogue;
 mod choose;
+mod pool;
+mod probe;
 mod scan;
+mod scores;
 mod sort;
 
 pub use bits::{
     Csr, bits_causal, bits_from_indices, bits_or, bits_shift_or, bits_to_csr, popcount_rows,
 };
 pub use choose::{Chosen, ChosenBits, Cover, Wanted, cover_rows, top_k_bits, top_k_rows};
+pub use pool::{Pool, PoolKind, Short, pool};
+pub use probe::{Probe, probe};
 pub use scan::{scan_u32, scan_u32_into};
+pub use scores::{BlockScores, block_scores};
 pub use sort::{Lists, Sorted, Transposed, counting_sort, gather_lists, transpose_csr};
 
 use crate::capabilities::{Capabilities, DeviceKind};
@@ -33,6 +39,7 @@ pub(crate) const SNIPPETS: &[(&str, &str)] = &[
     ("row_place", include_str!("../../kernels/row_place.wgsl")),
     ("row_item", include_str!("../../kernels/row_item.wgsl")),
     ("row_reduce", include_str!("../../kernels/row_reduce.wgsl")),
+    ("row_mass", include_str!("../../kernels/row_mass.wgsl")),
     ("row_keys", include_str!("../../kernels/row_keys.wgsl")),
     ("linear", include_str!("../../kernels/linear.wgsl")),
     ("before", include_str!("../../kernels/select_before.wgsl")),
@@ -116,10 +123,10 @@ fn check_row_ptr(row_ptr: &Tensor, gpu: &Gpu) -> Result<usize> {
 const ITEMS: u32 = 8;
 
 /// Constants of kernels whose invocations are independent, and the indices of a workgroup.
-pub(crate) fn each_constants(capabilities: &Capabilities) -> (Constants, u64) {
+pub(crate) fn each_constants(capabilities: &Capabilities, items: u32) -> (Constants, u64) {
     let workgroup = ops::workgroup(capabilities);
-    let constants = Constants::new().int("WORKGROUP", workgroup).int("ITEMS", ITEMS);
-    (constants, u64::from(workgroup * ITEMS))
+    let constants = Constants::new().int("WORKGROUP", workgroup).int("ITEMS", items);
+    (constants, u64::from(workgroup * items))
 }
 
 /// Runs a kernel for each index below `count`.
@@ -131,10 +138,34 @@ fn each(
     params: &[u8],
     count: usize,
 ) -> Result<()> {
-    let (constants, per_group) = each_constants(gpu.capabilities());
+    run_each(gpu, (source, ITEMS, flags), tensors, params, count, 8.0)
+}
+
+/// As [`each`], where an index takes `steps` steps of a loop, and an invocation has one index.
+fn each_long(
+    gpu: &Gpu,
+    source: &KernelSource,
+    flags: &[&str],
+    tensors: &[&Tensor],
+    params: &[u8],
+    (count, steps): (usize, usize),
+) -> Result<()> {
+    gpu.capabilities().check_steps(format!("`{}`", source.name), steps + 1)?;
+    run_each(gpu, (source, 1, flags), tensors, params, count, 8.0 * steps as f64)
+}
+
+fn run_each(
+    gpu: &Gpu,
+    (source, items, flags): (&KernelSource, u32, &[&str]),
+    tensors: &[&Tensor],
+    params: &[u8],
+    count: usize,
+    work: f64,
+) -> Result<()> {
+    let (constants, per_group) = each_constants(gpu.capabilities(), items);
     let constants = flags.iter().fold(constants, |constants, flag| constants.flag(flag, true));
     let kernel = gpu.kernel(source, constants)?;
     let bindings: Vec<Binding> = tensors.iter().map(|tensor| tensor.binding().0).collect();
     let groups = (count as u64).div_ceil(per_group);
-    kernel.dispatch(gpu, &Call { bindings: &bindings, params, groups, work: 8.0 * count as f64 })
+    kernel.dispatch(gpu, &Call { bindings: &bindings, params, groups, work: work * count as f64 })
 }
