@@ -1,4 +1,4 @@
-// The largest elements of each row, as many as asked for; of equals the first. With BITS as one bit an
+// The largest elements of each row, as many as asked for; of equals the first. With AS_BITS as one bit an
 // element, else as numbers in rising order, NONE behind them; and how many they are.
 //
 // LANES lanes share a row, WORKGROUP / LANES rows a workgroup; workgroup memory for lists and counts.
@@ -90,7 +90,7 @@ fn select_top(
   }
   let quota = wanted - min(above, wanted);
   var equals = before.y;
-#ifdef BITS
+#ifdef AS_BITS
   for (var w = first_word; w < end_word; w++) {
     var word = 0u;
     for (var c = 8u * w; c < min(8u * w + 8u, chunks); c++) {

@@ -107,7 +107,7 @@ pub fn top_k_bits(scores: &Tensor, wanted: Wanted<'_>) -> Result<ChosenBits> {
 
 /// Constants of the kernel that chooses.
 pub(crate) fn top_constants(sharing: &Sharing, each: bool, bits: bool) -> Constants {
-    sharing.constants().flag("EACH", each).flag("BITS", bits)
+    sharing.constants().flag("EACH", each).flag("AS_BITS", bits)
 }
 
 fn top(

@@ -351,6 +351,20 @@ const BLOCK_SETS: Row = Row {
     long: &["select_bits::many_rows"],
 };
 
+const POOLED: Row = Row { of: "", quick: &["select_blocks::pools_are_those_of_f64"], long: &[] };
+
+const PROBED: Row = Row {
+    of: "",
+    quick: &[
+        "select_blocks::profiles_are_those_of_f64",
+        "select_blocks::profiles_over_several_slabs",
+    ],
+    long: &[],
+};
+
+const BLOCK_ROWS: Row =
+    Row { of: "", quick: &["select_blocks::block_scores_are_those_of_f64"], long: &[] };
+
 const SORTED: Row = Row {
     of: "",
     quick: &[
@@ -408,7 +422,7 @@ const BY_FILE: &[(&str, &[&Row])] = &[
     ("keys", &[&CHOICE]),
     ("row_best", &[&CHOICE]),
     ("row_keys", &[&CHOICE]),
-    ("row_mass", &[&CHOICE]),
+    ("row_mass", &[&CHOICE, &PROBED, &BLOCK_ROWS]),
     ("row_select", &[&CHOICE]),
     ("sample", &[&CHOICE]),
     ("top_k", &[&CHOICE]),
@@ -418,10 +432,15 @@ const BY_FILE: &[(&str, &[&Row])] = &[
     ("select_bit_counts", &[&BLOCK_SETS]),
     ("select_bit_set", &[&BLOCK_SETS]),
     ("select_bits", &[&BLOCK_SETS]),
+    ("select_block_rows", &[&BLOCK_ROWS]),
     ("select_bounds", &[&SORTED]),
     ("select_cover", &[&SELECTED]),
     ("select_each", &[&SORTED, &BLOCK_SETS]),
     ("select_keys", &[&SORTED]),
+    ("select_pool", &[&POOLED]),
+    ("select_probe_columns", &[&PROBED]),
+    ("select_probe_distances", &[&PROBED]),
+    ("select_probe_lse", &[&PROBED]),
     ("select_row_of", &[&SORTED]),
     ("select_scan", &[&COUNTED]),
     ("select_search", &[&SELECTED]),
@@ -432,8 +451,30 @@ const BY_FILE: &[(&str, &[&Row])] = &[
 
 /// A file without a row gets every row, so that a new one is not forgotten.
 const ALL: &[&Row] = &[
-    &FORWARD, &DECODE, &BACKWARD, &MERGE, &COLUMNS, &DELTA, &SINKS, &COPY, &FOLDED, &UNEVEN,
-    &MATMUL, &NORM, &ELEMENTS, &ROPE, &TABLE, &SOFTMAX, &CHOICE, &COUNTED,
+    &FORWARD,
+    &DECODE,
+    &BACKWARD,
+    &MERGE,
+    &COLUMNS,
+    &DELTA,
+    &SINKS,
+    &COPY,
+    &FOLDED,
+    &UNEVEN,
+    &MATMUL,
+    &NORM,
+    &ELEMENTS,
+    &ROPE,
+    &TABLE,
+    &SOFTMAX,
+    &CHOICE,
+    &COUNTED,
+    &SORTED,
+    &SELECTED,
+    &BLOCK_SETS,
+    &POOLED,
+    &PROBED,
+    &BLOCK_ROWS,
 ];
 
 /// The tests to run against a mutant, each once.
