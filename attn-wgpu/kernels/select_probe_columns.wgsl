@@ -43,6 +43,7 @@ fn one(index: u32) {
   }
   sums *= params.share;
   let out_at = params.out_start + plane * params.out_stride + 4u * chunk;
+  #unroll
   for (var j = 0u; j < 4u; j++) {
     if 4u * chunk + j < params.keys {
       out[out_at + j] = sums[j];

@@ -56,7 +56,7 @@ struct ColumnParams {
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct DistanceParams {
     count: u32,
-    touched: u32,
+    chunks: u32,
     lowest: u32,
     extent_1: u32,
     x: Place,
@@ -213,10 +213,10 @@ impl Heads {
         let (heads, keys) = (x.shape()[1], x.shape()[3]);
         let highest = self.keys() - 1 - start;
         let lowest = (highest + 2).saturating_sub(keys + self.queries);
-        let touched = highest + 1 - lowest;
+        let chunks = (highest + 1 - lowest).div_ceil(4);
         let params = DistanceParams {
-            count: (heads * touched) as u32,
-            touched: touched as u32,
+            count: (heads * chunks) as u32,
+            chunks: chunks as u32,
             lowest: lowest as u32,
             extent_1: heads as u32,
             queries: self.queries as u32,
@@ -227,7 +227,7 @@ impl Heads {
             out_start: Words::of(&self.distances).start,
             share: 1.0 / self.queries as f32,
         };
-        let (params, steps) = (bytemuck::bytes_of(&params), (heads * touched, self.queries));
+        let (params, steps) = (bytemuck::bytes_of(&params), (heads * chunks, self.queries));
         each_long(x.gpu(), &DISTANCES, &[], &[x, lse, &self.distances], params, steps)
     }
 }
