@@ -4,8 +4,8 @@ mod common;
 
 use attn_core::testing::bits as random;
 use attn_wgpu::select::{
-    Wanted, bits_causal, bits_from_indices, bits_or, bits_shift_or, bits_to_csr, popcount_rows,
-    top_k_rows,
+    Wanted, bits_causal, bits_causal_into, bits_from_indices, bits_or, bits_or_into, bits_shift_or,
+    bits_shift_or_into, bits_to_csr, popcount_rows, top_k_rows,
 };
 use attn_wgpu::{DType, Gpu, Tensor};
 use common::{cases, gpu, open};
@@ -134,6 +134,33 @@ fn what_does_not_fit_is_refused() {
     let long = Tensor::zeros(&gpu, &[1, 1 << 23], DType::U32).unwrap();
     let counted = popcount_rows(&long);
     assert!(counted.is_err() || counted.unwrap().to_vec::<u32>().unwrap() == [0]);
+}
+
+/// Into the middle of a tensor of words, and into rows that are not next to each other.
+#[test]
+fn sets_into_a_callers_tensor() {
+    let Some(gpu) = gpu() else { return };
+    let (a, b) = (words(2, 0, 70), words(2, 1, 70));
+    let up = |data: &[u32]| Tensor::from_slice(&gpu, data, &[35, 2]).unwrap();
+    let whole = Tensor::full(&gpu, &[100], 77u32).unwrap();
+    let middle = whole.narrow(0, 11, 70).unwrap().reshape(&[35, 2]).unwrap();
+    bits_or_into(&up(&a), &up(&b), &middle).unwrap();
+    let mut want = vec![77; 100];
+    (0..70).for_each(|i| want[11 + i] = a[i] | b[i]);
+    assert_eq!(whole.to_vec::<u32>().unwrap(), want);
+
+    let wide = Tensor::full(&gpu, &[35, 3], 77u32).unwrap();
+    let left = wide.narrow(1, 0, 2).unwrap();
+    bits_causal_into(&up(&a), 20, &left).unwrap();
+    let cut = bits_causal(&up(&a), 20).unwrap().to_vec::<u32>().unwrap();
+    assert_eq!(left.to_vec::<u32>().unwrap(), cut);
+    assert_eq!(wide.narrow(1, 2, 1).unwrap().to_vec::<u32>().unwrap(), vec![77; 35]);
+    let lines = Tensor::from_slice(&gpu, &b[..2], &[2]).unwrap();
+    bits_shift_or_into(&up(&a), &lines, -3, &left).unwrap();
+    let shifted = bits_shift_or(&up(&a), &lines, -3).unwrap().to_vec::<u32>().unwrap();
+    assert_eq!(left.to_vec::<u32>().unwrap(), shifted);
+    assert!(bits_causal_into(&middle, 0, &middle).is_err());
+    assert!(bits_or_into(&left, &left, &whole).is_err());
 }
 
 /// On plain devices, from buffers full of NaN, and of no extent.

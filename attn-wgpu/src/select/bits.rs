@@ -1,7 +1,7 @@
 //! Sets of blocks as bits: block `j` of a row is bit `j % 32`, counted from the lowest, of word
 //! `j / 32`, as in the bits of a plan.
 
-use super::{Chosen, Words, check_words, each, scan, select_kernel};
+use super::{Chosen, Words, check_words, each, scan, select_kernel, write_into};
 use crate::error::Result;
 use crate::kernel::KernelSource;
 use crate::ops;
@@ -44,10 +44,21 @@ struct BitParams {
 /// # Errors
 /// [`attn_core::Error`] for other types or shapes that differ.
 pub fn bits_or(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let out = Tensor::uninit(a.gpu(), a.shape(), DType::U32)?;
+    bits_or_into(a, b, &out)?;
+    Ok(out)
+}
+
+/// [`bits_or`] into a caller's tensor, for instance the words of a plan. It must not overlap an
+/// operand.
+///
+/// # Errors
+/// As [`bits_or`], and [`attn_core::Error`] for a target of another shape or type.
+pub fn bits_or_into(a: &Tensor, b: &Tensor, out: &Tensor) -> Result<()> {
     check_words("a", a, a.gpu())?;
     check_words("b", b, a.gpu())?;
     rows::check_form("b", b, a.shape(), DType::U32)?;
-    combine(a, Some(("OR", b)), None, 0)
+    combine(a, Some(("OR", b)), None, 0, out)
 }
 
 /// The union of a set of blocks with diagonals: block `j` of row `i` is in it if it is in `bits`, u32
@@ -57,6 +68,16 @@ pub fn bits_or(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// [`attn_core::Error`] for other types or shapes that do not fit.
 pub fn bits_shift_or(bits: &Tensor, lines: &Tensor, first: i32) -> Result<Tensor> {
+    let out = Tensor::uninit(bits.gpu(), bits.shape(), DType::U32)?;
+    bits_shift_or_into(bits, lines, first, &out)?;
+    Ok(out)
+}
+
+/// [`bits_shift_or`] into a caller's tensor, which must not overlap an operand.
+///
+/// # Errors
+/// As [`bits_shift_or`], and [`attn_core::Error`] for a target of another shape or type.
+pub fn bits_shift_or_into(bits: &Tensor, lines: &Tensor, first: i32, out: &Tensor) -> Result<()> {
     check_words("bits", bits, bits.gpu())?;
     check_words("lines", lines, bits.gpu())?;
     let Some(dim) = bits.shape().len().checked_sub(2) else {
@@ -68,7 +89,8 @@ pub fn bits_shift_or(bits: &Tensor, lines: &Tensor, first: i32) -> Result<Tensor
     // The same lines for every row.
     let mut strides = lines.strides().to_vec();
     strides.insert(dim, 0);
-    combine(bits, Some(("SHIFT", &lines.with_layout(bits.shape(), &strides))), None, first)
+    let lines = lines.with_layout(bits.shape(), &strides);
+    combine(bits, Some(("SHIFT", &lines)), None, first, out)
 }
 
 /// The set without the blocks `j > i + first` of every row `i`: u32 `[.., rows, words]` of up to four
@@ -77,8 +99,18 @@ pub fn bits_shift_or(bits: &Tensor, lines: &Tensor, first: i32) -> Result<Tensor
 /// # Errors
 /// [`attn_core::Error`] for other types or shapes.
 pub fn bits_causal(bits: &Tensor, first: i32) -> Result<Tensor> {
+    let out = Tensor::uninit(bits.gpu(), bits.shape(), DType::U32)?;
+    bits_causal_into(bits, first, &out)?;
+    Ok(out)
+}
+
+/// [`bits_causal`] into a caller's tensor, which must not overlap `bits`.
+///
+/// # Errors
+/// As [`bits_causal`], and [`attn_core::Error`] for a target of another shape or type.
+pub fn bits_causal_into(bits: &Tensor, first: i32, out: &Tensor) -> Result<()> {
     check_words("bits", bits, bits.gpu())?;
-    combine(bits, None, Some("CAUSAL"), first)
+    combine(bits, None, Some("CAUSAL"), first, out)
 }
 
 fn combine(
@@ -86,12 +118,25 @@ fn combine(
     other: Option<(&str, &Tensor)>,
     flag: Option<&str>,
     first: i32,
-) -> Result<Tensor> {
+    out: &Tensor,
+) -> Result<()> {
     let gpu = a.gpu();
-    let out = Tensor::uninit(gpu, a.shape(), DType::U32)?;
+    rows::check_device("out", out, gpu)?;
+    rows::check_form("out", out, a.shape(), DType::U32)?;
     if out.is_empty() {
-        return Ok(out);
+        return Ok(());
     }
+    write_into(out, |out| combine_contiguous(a, other, flag, first, out))
+}
+
+fn combine_contiguous(
+    a: &Tensor,
+    other: Option<(&str, &Tensor)>,
+    flag: Option<&str>,
+    first: i32,
+    out: &Tensor,
+) -> Result<()> {
+    let gpu = a.gpu();
     let flags: Vec<&str> = other.map(|(flag, _)| flag).into_iter().chain(flag).collect();
     let whole = |tensor: &Tensor| {
         let last = four(tensor);
@@ -101,7 +146,7 @@ fn combine(
             tensor.contiguous().map(|tensor| four(&tensor))
         }
     };
-    let mut tensors = vec![four(&out), whole(a)?];
+    let mut tensors = vec![four(out), whole(a)?];
     if let Some((_, other)) = other {
         tensors.push(whole(other)?);
     }
@@ -123,8 +168,7 @@ fn combine(
             first,
         };
         each(gpu, &BITS, &flags, windows, bytemuck::bytes_of(&params), windows[0].len())
-    })?;
-    Ok(out)
+    })
 }
 
 /// How many blocks each row of `bits` u32 `[.., words]` has; u32 `[..]`.

@@ -14,7 +14,8 @@ mod scores;
 mod sort;
 
 pub use bits::{
-    Csr, bits_causal, bits_from_indices, bits_or, bits_shift_or, bits_to_csr, popcount_rows,
+    Csr, bits_causal, bits_causal_into, bits_from_indices, bits_or, bits_or_into, bits_shift_or,
+    bits_shift_or_into, bits_to_csr, popcount_rows,
 };
 pub use choose::{Chosen, ChosenBits, Cover, Wanted, cover_rows, top_k_bits, top_k_rows};
 pub use pool::{Pool, PoolKind, Short, pool};
