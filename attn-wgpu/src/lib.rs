@@ -7,6 +7,7 @@
 //! * [`norm`], [`rope`], [`softmax`], [`embedding`], [`sample`], [`cache`], [`ops`]: the small
 //!   kernels around attention in a language model, from token numbers to the next token.
 //! * [`matmul`]: matrix products with bias, activation and residual, weights in f32 or half types.
+//! * [`select`]: kernels of which selecting methods are made: sums, sorting, choices by row, bitsets.
 //! * [`Kernel`]: loading and dispatching WGSL kernels, for the crates of this workspace and for
 //!   yours alike.
 //! * [`settings`]: how kernels split their work, measured by `cargo xtask tune`.
@@ -42,6 +43,7 @@ mod profile;
 pub mod rope;
 mod rows;
 pub mod sample;
+pub mod select;
 pub mod settings;
 pub mod softmax;
 mod stream;

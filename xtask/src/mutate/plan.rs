@@ -341,6 +341,53 @@ const CHOICE: Row = Row {
     long: &["softmax::samples_follow_the_distribution", "softmax::large_vocabularies"],
 };
 
+const COUNTED: Row = Row {
+    of: "",
+    quick: &[
+        "select::prefix_sums_are_those_of_the_host",
+        "select::prefix_sums_of_many_values_and_of_views",
+    ],
+    long: &[],
+};
+
+const SELECTED: Row = Row {
+    of: "",
+    quick: &["select_rows::top_k_is_that_of_a_sort", "select_rows::covers_are_those_of_a_sort"],
+    long: &["select_rows::many_rows_and_wide_ones"],
+};
+
+const BLOCK_SETS: Row = Row {
+    of: "",
+    quick: &[
+        "select_bits::sets_of_blocks_are_those_of_the_host",
+        "select_bits::rows_of_numbers_and_bits",
+    ],
+    long: &["select_bits::many_rows"],
+};
+
+const POOLED: Row = Row { of: "", quick: &["select_blocks::pools_are_those_of_f64"], long: &[] };
+
+const PROBED: Row = Row {
+    of: "",
+    quick: &[
+        "select_blocks::profiles_are_those_of_f64",
+        "select_blocks::profiles_over_several_slabs",
+    ],
+    long: &[],
+};
+
+const BLOCK_ROWS: Row =
+    Row { of: "", quick: &["select_blocks::block_scores_are_those_of_f64"], long: &[] };
+
+const SORTED: Row = Row {
+    of: "",
+    quick: &[
+        "select::sorting_is_that_of_the_host",
+        "select::lists_and_their_transpose_are_those_of_the_host",
+    ],
+    long: &[],
+};
+
 /// Files with the kernels that they are or that import them; a snippet's first kernels first.
 const BY_FILE: &[(&str, &[&Row])] = &[
     ("attention_forward", &[&FORWARD]),
@@ -390,17 +437,60 @@ const BY_FILE: &[(&str, &[&Row])] = &[
     ("keys", &[&CHOICE]),
     ("row_best", &[&CHOICE]),
     ("row_keys", &[&CHOICE]),
-    ("row_mass", &[&CHOICE]),
+    ("row_mass", &[&CHOICE, &PROBED, &BLOCK_ROWS]),
     ("row_select", &[&CHOICE]),
     ("sample", &[&CHOICE]),
     ("top_k", &[&CHOICE]),
     ("top_k_rank", &[&CHOICE]),
+    ("select_before", &[&COUNTED]),
+    ("select_bit_columns", &[&BLOCK_SETS]),
+    ("select_bit_counts", &[&BLOCK_SETS]),
+    ("select_bit_set", &[&BLOCK_SETS]),
+    ("select_bits", &[&BLOCK_SETS]),
+    ("select_block_rows", &[&BLOCK_ROWS]),
+    ("select_bounds", &[&SORTED]),
+    ("select_cover", &[&SELECTED]),
+    ("select_each", &[&SORTED, &BLOCK_SETS]),
+    ("select_keys", &[&SORTED]),
+    ("select_pool", &[&POOLED]),
+    ("select_probe_columns", &[&PROBED]),
+    ("select_probe_distances", &[&PROBED]),
+    ("select_probe_lse", &[&PROBED]),
+    ("select_row_of", &[&SORTED]),
+    ("select_scan", &[&COUNTED]),
+    ("select_search", &[&SELECTED]),
+    ("select_sort", &[&SORTED]),
+    ("select_take", &[&SORTED]),
+    ("select_top", &[&SELECTED]),
 ];
 
 /// A file without a row gets every row, so that a new one is not forgotten.
 const ALL: &[&Row] = &[
-    &FORWARD, &DECODE, &BACKWARD, &MERGE, &COLUMNS, &WEIGHTS, &DELTA, &SINKS, &COPY, &FOLDED,
-    &UNEVEN, &MATMUL, &NORM, &ELEMENTS, &ROPE, &TABLE, &SOFTMAX, &CHOICE,
+    &FORWARD,
+    &DECODE,
+    &BACKWARD,
+    &MERGE,
+    &COLUMNS,
+    &WEIGHTS,
+    &DELTA,
+    &SINKS,
+    &COPY,
+    &FOLDED,
+    &UNEVEN,
+    &MATMUL,
+    &NORM,
+    &ELEMENTS,
+    &ROPE,
+    &TABLE,
+    &SOFTMAX,
+    &CHOICE,
+    &COUNTED,
+    &SORTED,
+    &SELECTED,
+    &BLOCK_SETS,
+    &POOLED,
+    &PROBED,
+    &BLOCK_ROWS,
 ];
 
 /// The tests to run against a mutant, each once.
