@@ -35,7 +35,7 @@
 
 mod backward;
 mod config;
-mod forward;
+pub(crate) mod forward;
 pub(crate) mod logits;
 mod merge;
 
@@ -151,6 +151,6 @@ fn check_size(arg: &'static str, shape: &[usize]) -> Result<()> {
     }
 }
 
-fn expect(arg: &'static str, got: &[usize], expected: &[usize]) -> Result<()> {
+pub(crate) fn expect(arg: &'static str, got: &[usize], expected: &[usize]) -> Result<()> {
     if got == expected { Ok(()) } else { Err(Error::shape(arg, format!("{expected:?}"), got)) }
 }

@@ -248,6 +248,24 @@ impl Mask {
         (0..lengths.queries).map(|query| count(query) as u64).sum()
     }
 
+    /// Whether the rule of this mask shows no query a key after its own position; `None` for explicit
+    /// bits, which have no rule. Inside documents positions are those of the document.
+    pub fn states_causal(&self) -> Option<bool> {
+        match self {
+            Mask::Causal
+            | Mask::SinkWindow { .. }
+            | Mask::ShareQuestion { .. }
+            | Mask::CausalBlockwise { .. } => Some(true),
+            Mask::Window { right, .. } => Some(*right == 0),
+            Mask::Documents { inner, .. } => inner.states_causal(),
+            Mask::Full
+            | Mask::GlobalWindow { .. }
+            | Mask::PrefixLm { .. }
+            | Mask::BlockCausalDocuments { .. } => Some(false),
+            Mask::Bits(_) => None,
+        }
+    }
+
     /// `(left, right)` where this mask is a window around the query's position: full, causal and
     /// window masks. `None` for all others.
     pub fn as_window(&self) -> Option<(usize, usize)> {

@@ -51,14 +51,21 @@
 //! [`SparsePlan::validate`] demands; `validate` accepts exactly the plans that `canonicalise` leaves as
 //! they are.
 
+mod build;
+mod canonical;
+mod convert;
 mod entries;
 mod keys;
+mod reference;
 mod rows;
+mod stats;
 mod validate;
 
 pub use entries::{Entries, Part};
 pub use keys::QueryGroup;
+pub use reference::{Grads, backward, forward, forward_rows};
 pub use rows::Rows;
+pub use stats::{PlanStats, Tile};
 
 use crate::AttentionShape;
 

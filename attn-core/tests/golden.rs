@@ -1,10 +1,12 @@
 //! Vectors from files: the masks and attention of the Long-Context Attention Benchmark, and heads
 //! of a real model. `ATTN_GOLDEN_DIR` adds a folder of more.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use attn_core::dense::{self, Config, Cotangents, Inputs};
 use attn_core::ndarray::{Array3, Array4, ArrayD, Axis, Ix2, Ix3, Ix4};
+use attn_core::plan::{self, PlanShape, Share, SparsePlan};
 use attn_core::testing::golden::{self, GoldenFile, mask_from_config};
 use attn_core::{BitMask, Lengths, Mask, Result};
 
@@ -24,7 +26,7 @@ type Check = fn(&GoldenFile) -> Result<()>;
 fn longca_bench() {
     run("longca-bench", |file| match file.kind() {
         None if file.contains("areas") => Some(masks as Check),
-        None if file.contains("block_mask") => Some(not_ours as Check).filter(|_| !file.shipped),
+        None if file.contains("block_mask") => Some(block_sparse as Check),
         None if file.has(&["q", "k", "v", "dout", "out", "lse", "dq", "dk", "dv"]) => {
             Some(attention as Check)
         }
@@ -63,7 +65,7 @@ fn run(paper: &str, check_of: impl Fn(&GoldenFile) -> Option<Check>) {
 }
 
 fn not_ours(_: &GoldenFile) -> Result<()> {
-    println!("  skipped: not a matter of this crate (block-sparse plan, or model output)");
+    println!("  skipped: not a matter of this crate (output of a whole model)");
     Ok(())
 }
 
@@ -143,6 +145,81 @@ fn attention(file: &GoldenFile) -> Result<()> {
     close("dq", grads.dq.iter(), heads(file.f64("dq")?).iter(), GRAD);
     close("dk", grads.dk.iter(), heads(file.f64("dk")?).iter(), GRAD);
     close("dv", grads.dv.iter(), heads(file.f64("dv")?).iter(), GRAD);
+    Ok(())
+}
+
+/// `q [H, N, D]`, `k`, `v [KV, N, D]`, `block_mask [KV, nq, nk]` between `row_offsets [KV, nq + 1]` and
+/// `col_offsets [KV, nk + 1]`, `scores` and `topk_index` behind it, `density [KV]`, `out`, `lse`, and
+/// where the file has them `dout`, `dq`, `dk`, `dv`.
+fn block_sparse(file: &GoldenFile) -> Result<()> {
+    let [q, k, v] = ["q", "k", "v"].map(|name| heads(file.f64(name).unwrap()));
+    let inputs = Inputs::new(q.view(), k.view(), v.view());
+    let shape = inputs.check()?;
+    let blocks = file.u8("block_mask")?.into_dimensionality::<Ix3>().unwrap();
+    let (planes, rows, cols) = blocks.dim();
+    let offsets = |name| -> Vec<Vec<u32>> {
+        let all = file.i32(name).unwrap();
+        all.rows().into_iter().map(|row| row.iter().map(|&x| x as u32).collect()).collect()
+    };
+    let (row_offsets, col_offsets) = (offsets("row_offsets"), offsets("col_offsets"));
+    let extents = PlanShape::from(&shape);
+    let on = |plane, r, c| blocks[[plane, r, c]] != 0;
+    let plan = SparsePlan::from_variable_blocks(
+        extents,
+        Share::PerKvHead,
+        false,
+        &row_offsets,
+        &col_offsets,
+        on,
+    )?;
+    plan.validate()?;
+
+    let (scores, topk) = (file.f64("scores")?, file.i32("topk_index")?);
+    for (plane, r) in (0..planes).flat_map(|plane| (0..rows).map(move |r| (plane, r))) {
+        let mut best: Vec<usize> = (0..cols).collect();
+        best.sort_by(|&a, &b| scores[[plane, r, b]].total_cmp(&scores[[plane, r, a]]));
+        best.truncate(((file.number("keep")? * cols as f64) as usize).max(1));
+        best.sort_unstable();
+        let listed: BTreeSet<usize> =
+            (0..topk.shape()[2]).map(|n| topk[[plane, r, n]] as usize).collect();
+        assert!(listed.iter().eq(&best), "best blocks of ({plane}, {r})");
+        assert!((0..cols).filter(|&c| on(plane, r, c)).eq(best), "blocks of ({plane}, {r})");
+    }
+    let (queries, keys) = (shape.queries, shape.keys);
+    for (plane, density) in file.f64("density")?.iter().enumerate() {
+        let mask = plan.to_dense_mask(0, plane * shape.group())?;
+        let pairs: usize = (0..queries).map(|i| mask.count(i)).sum();
+        let got = pairs as f64 / (queries * keys) as f64;
+        assert!((got - density).abs() < 1e-6, "density {got}, expected {density}");
+    }
+    if file.config()["variable"] == false {
+        let [bq, bk] = ["block_q", "block_k"].map(|name| file.number(name).unwrap() as u32);
+        let row = |plane, r| (0..cols as u32).filter(move |&c| on(plane, r, c as usize));
+        let (mut row_ptr, mut col) = (vec![0], Vec::new());
+        for (plane, r) in (0..planes).flat_map(|plane| (0..rows).map(move |r| (plane, r))) {
+            col.extend(row(plane, r));
+            row_ptr.push(col.len() as u32);
+        }
+        let grid =
+            SparsePlan::from_block_csr(extents, Share::PerKvHead, false, [bq, bk], row_ptr, col)?;
+        for h in 0..shape.heads {
+            assert_eq!(grid.to_dense_mask(0, h)?, plan.to_dense_mask(0, h)?);
+        }
+    }
+
+    let config = Config::new().with_scale(file.number("scale")?);
+    let output = plan::forward(inputs, &plan, &config)?;
+    let lse = file.lse("lse")?.insert_axis(Axis(0)).into_dimensionality::<Ix3>().unwrap();
+    close("lse", output.lse.iter(), lse.iter(), LSE);
+    close("out", output.out.iter(), heads(file.f64("out")?).iter(), OUT);
+    if file.contains("dout") {
+        let d_out = heads(file.f64("dout")?);
+        let cotangents = Cotangents { out: d_out.view(), lse: None };
+        let grads = plan::backward(inputs, &plan, &config, cotangents)?;
+        for (name, got) in [("dq", grads.dq), ("dk", grads.dk), ("dv", grads.dv)] {
+            close(name, got.iter(), heads(file.f64(name)?).iter(), GRAD);
+        }
+    }
     Ok(())
 }
 

@@ -2,7 +2,7 @@ use ndarray::{Array3, Array4, ArrayView2, ArrayViewMut1, s};
 
 use super::logits::{Member, Row};
 use super::{Config, Inputs, Output, check_size};
-use crate::{Error, Result};
+use crate::{AttentionShape, Error, Result};
 
 /// Attention of every query.
 ///
@@ -37,6 +37,24 @@ pub fn forward_rows(inputs: Inputs<'_>, config: &Config, rows: &[usize]) -> Resu
     run(inputs, config, rows.len(), |i| rows[i], false)
 }
 
+impl Output {
+    /// `rows` rows for every batch entry and head, to be written.
+    pub(crate) fn empty(shape: &AttentionShape, rows: usize) -> Result<Self> {
+        let lse = [shape.batch, shape.heads, rows];
+        let out = [shape.batch, shape.heads, rows, shape.dim_v];
+        check_size("out", &out)?;
+        check_size("lse", &lse)?;
+        Ok(Output {
+            out: Array4::zeros(out),
+            lse: Array3::zeros(lse),
+            row_max: Array3::zeros(lse),
+            product_max: Array3::zeros(lse),
+            argmax: Array3::default(lse),
+            probs: None,
+        })
+    }
+}
+
 /// The rows `row_at(0..rows)` of all batch entries and heads.
 fn run(
     inputs: Inputs<'_>,
@@ -49,16 +67,7 @@ fn run(
     config.check(shape.lengths())?;
     let (batch, heads) = (shape.batch, shape.heads);
 
-    check_size("out", &[batch, heads, rows, shape.dim_v])?;
-    check_size("lse", &[batch, heads, rows])?;
-    let mut output = Output {
-        out: Array4::zeros((batch, heads, rows, shape.dim_v)),
-        lse: Array3::zeros((batch, heads, rows)),
-        row_max: Array3::zeros((batch, heads, rows)),
-        product_max: Array3::zeros((batch, heads, rows)),
-        argmax: Array3::default((batch, heads, rows)),
-        probs: None,
-    };
+    let mut output = Output::empty(&shape, rows)?;
     if with_probs {
         check_size("probs", &[batch, heads, rows, shape.keys])?;
         output.probs = Some(Array4::zeros((batch, heads, rows, shape.keys)));
@@ -94,15 +103,15 @@ fn run(
     Ok(output)
 }
 
-struct RowStats {
-    lse: f64,
-    max: f64,
-    argmax: Option<usize>,
+pub(crate) struct RowStats {
+    pub lse: f64,
+    pub max: f64,
+    pub argmax: Option<usize>,
 }
 
 /// One query over the keys that it sees. Adds to `out`, and leaves the probabilities in `p` in the
 /// order of the keys.
-fn attend(
+pub(crate) fn attend(
     members: &[Member],
     sink: Option<f64>,
     v: ArrayView2<'_, f64>,

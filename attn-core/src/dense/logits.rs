@@ -33,6 +33,12 @@ impl<'a> Row<'a> {
         Row { config, lengths, query, first_key: place.first_key, at }
     }
 
+    /// The same at another position on the axis of the keys.
+    pub fn at_position(mut self, position: i64) -> Self {
+        self.at.position = position;
+        self
+    }
+
     /// The keys that the mask allows.
     pub fn keys(&self) -> impl Iterator<Item = usize> {
         self.config.mask.keys(self.lengths, self.query)
@@ -50,17 +56,24 @@ impl<'a> Row<'a> {
 
     /// The members of the softmax of this query, by rising key.
     pub fn members(&self, q: ArrayView1<'_, f64>, k: ArrayView2<'_, f64>, into: &mut Vec<Member>) {
-        let scale = self.config.scale_for(q.len());
         into.clear();
-        into.extend(self.keys().filter_map(|key| {
-            let product = scale * q.dot(&k.row(key));
-            let (capped, cap_slope) = match self.config.soft_cap {
-                None => (product, 1.0),
-                // 1 - tanh^2, without cancellation.
-                Some(cap) => (cap * (product / cap).tanh(), (product / cap).cosh().recip().powi(2)),
-            };
-            Some(Member { key, logit: self.modify(capped, key)?, product, capped, cap_slope })
-        }));
+        into.extend(self.keys().filter_map(|key| self.member(q, k, key)));
+    }
+
+    /// What `key` is in the softmax, or `None` where it counts as masked. The mask is not asked.
+    pub fn member(
+        &self,
+        q: ArrayView1<'_, f64>,
+        k: ArrayView2<'_, f64>,
+        key: usize,
+    ) -> Option<Member> {
+        let product = self.config.scale_for(q.len()) * q.dot(&k.row(key));
+        let (capped, cap_slope) = match self.config.soft_cap {
+            None => (product, 1.0),
+            // 1 - tanh^2, without cancellation.
+            Some(cap) => (cap * (product / cap).tanh(), (product / cap).cosh().recip().powi(2)),
+        };
+        Some(Member { key, logit: self.modify(capped, key)?, product, capped, cap_slope })
     }
 
     /// Derivative of a member's logit by the scaled product.

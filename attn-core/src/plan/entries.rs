@@ -135,16 +135,6 @@ impl Entries {
         }
     }
 
-    /// Short name for messages.
-    pub(crate) fn name(&self) -> &'static str {
-        match self {
-            Entries::Blocks { .. } => "blocks",
-            Entries::Bits { .. } => "bits",
-            Entries::Ranges { .. } => "ranges",
-            Entries::Tokens { .. } => "tokens",
-        }
-    }
-
     /// What [`Entries::interval`] takes, for every entry of `group`: places in the data, or for bits
     /// the number of the block.
     pub(crate) fn slots(&self, group: usize, keys: usize) -> impl Iterator<Item = usize> {

@@ -77,9 +77,17 @@ impl SparsePlan {
             );
             return Err(Error::data("head", expected, format!("({batch}, {head})")));
         };
-        let (listing, offsets) = (self.listing(plane), self.gate_offsets());
         let (queries, keys) = (self.shape.queries, self.shape.keys);
         let mut words = Vec::new();
+        let bits = queries.checked_mul(keys.div_ceil(32));
+        if bits.is_none_or(|bits| words.try_reserve_exact(bits).is_err()) {
+            return Err(Error::data(
+                "plan",
+                "a mask that fits in memory",
+                format!("{queries} x {keys}"),
+            ));
+        }
+        let (listing, offsets) = (self.listing(plane)?, self.gate_offsets());
         for query in 0..queries {
             let row = words.len();
             words.resize(row + keys.div_ceil(32), 0_u32);
@@ -196,7 +204,7 @@ impl SparsePlan {
     }
 
     /// Where each query of a plane is listed.
-    pub(crate) fn listing(&self, plane: usize) -> Listing {
+    pub(crate) fn listing(&self, plane: usize) -> Result<Listing> {
         let queries = self.shape.queries;
         let each = |visit: &mut dyn FnMut(usize, Listed)| {
             for (part, rows) in self.parts.iter().map(|part| &part.rows).enumerate() {
@@ -207,18 +215,18 @@ impl SparsePlan {
                 }
             }
         };
-        let mut ends = vec![0_usize; queries];
+        let mut ends = filled(queries, 0_usize)?;
         each(&mut |query, _| ends[query] += 1);
         let mut total = 0;
         for end in &mut ends {
             (*end, total) = (total, total + *end);
         }
-        let mut places = vec![Listed::default(); total];
+        let mut places = filled(total, Listed::default())?;
         each(&mut |query, listed| {
             places[ends[query]] = listed;
             ends[query] += 1;
         });
-        Listing { ends, places }
+        Ok(Listing { ends, places })
     }
 }
 
@@ -233,6 +241,16 @@ impl Listing {
         let start = if query == 0 { 0 } else { self.ends[query - 1] };
         &self.places[start..self.ends[query]]
     }
+}
+
+/// `len` equal elements, unless memory does not hold them.
+pub(crate) fn filled<T: Clone>(len: usize, value: T) -> Result<Vec<T>> {
+    let mut all = Vec::new();
+    if all.try_reserve_exact(len).is_err() {
+        return Err(Error::data("plan", "rows that fit in memory", format!("{len} rows")));
+    }
+    all.resize(len, value);
+    Ok(all)
 }
 
 /// Sorted keys that take part, each once with the largest of its biases unless in a multiset.

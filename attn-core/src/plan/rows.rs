@@ -74,6 +74,18 @@ impl Rows {
         }
     }
 
+    /// Number of rows of all groups; `None` where it overflows.
+    pub(crate) fn total(&self, planes: usize, queries: usize) -> Option<usize> {
+        match self {
+            Rows::Tiled { .. } => planes.checked_mul(queries),
+            Rows::Lists { q_idx, .. } => Some(q_idx.len()),
+            Rows::Ranges { q_start, .. } => {
+                let lens = (0..q_start.len()).map(|group| self.members(group, queries).len());
+                lens.into_iter().try_fold(0_usize, |all, len| all.checked_add(len))
+            }
+        }
+    }
+
     /// Where the rows of every group begin in `[groups, queries of the group]`, and their number.
     pub(crate) fn row_offsets(&self, planes: usize, queries: usize) -> Vec<usize> {
         let groups = self.groups(planes, queries).unwrap_or(0);
@@ -130,11 +142,16 @@ impl Members<'_> {
         }
     }
 
-    /// Adds the queries as intervals.
+    /// Adds the queries, each once, as intervals.
     pub fn push_ranges(&self, into: &mut Vec<Range<usize>>) {
         match self {
             Members::Range(range) => into.extend(Some(range.clone()).filter(|r| !r.is_empty())),
-            Members::List(list) => into.extend(list.iter().map(|&q| q as usize..q as usize + 1)),
+            Members::List(list) => {
+                let mut list = list.to_vec();
+                list.sort_unstable();
+                list.dedup();
+                into.extend(list.iter().map(|&q| q as usize..q as usize + 1));
+            }
         }
     }
 

@@ -38,7 +38,7 @@ impl SparsePlan {
         self.check()?;
         for part in &self.parts {
             self.canonical_rows(&part.rows)?;
-            let groups = self.groups(part);
+            let groups = if part.entries.nnz() == 0 { 0 } else { self.groups(part) };
             for group in 0..groups {
                 let hull = self.hull(&part.rows.members(group, self.shape.queries));
                 self.canonical_group(part, group, hull)?;
@@ -80,7 +80,7 @@ impl SparsePlan {
     }
 
     /// Number of groups.
-    fn check_rows(&self, rows: &Rows) -> Result<usize> {
+    pub(crate) fn check_rows(&self, rows: &Rows) -> Result<usize> {
         let planes = self.planes();
         let (plane_ptr, groups) = match rows {
             Rows::Tiled { bq: 0 } => return Err(Error::config("bq", "at least 1", 0)),
@@ -149,8 +149,8 @@ impl SparsePlan {
                 }
                 for (part, gates) in self.parts.iter().zip(gates) {
                     let Some(gates) = gates else { continue };
-                    let offsets = part.rows.row_offsets(self.planes(), self.shape.queries);
-                    expect_len("gate", gates.len(), offsets.last().copied().unwrap_or(0))?;
+                    let rows = part.rows.total(self.planes(), self.shape.queries);
+                    expect_len("gate", gates.len(), rows.unwrap_or(usize::MAX))?;
                     check_terms("gate", gates)?;
                 }
                 Ok(())

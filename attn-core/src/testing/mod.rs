@@ -4,6 +4,7 @@
 //!   be made alone.
 //! * [`HostInputs`], [`Problem`]: `q`, `k`, `v` on the host, and problems by name.
 //! * [`strategies`]: proptest strategies of shapes, masks and values.
+//! * [`plans`]: strategies of sparse plans, and plans by name.
 //! * [`Errors`], [`Budget`], [`simple_f32`]: how far a result may be from the f64 reference.
 //! * [`golden`], [`Capture`], [`TensorFile`]: vectors from files.
 
@@ -11,6 +12,7 @@ mod capture;
 mod errors;
 pub mod golden;
 mod host;
+pub mod plans;
 mod problems;
 mod random;
 mod simple;
