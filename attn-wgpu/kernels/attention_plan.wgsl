@@ -168,18 +168,18 @@ fn attention_plan(
   // Queries of the tile, and keys of the chunk, among those of the group.
   let first_member = tile * TILE / params.pack;
   let last_member = (min(tile * TILE + TILE, count) - 1u) / params.pack;
-  var from = chunk * params.chunk;
-  var upto = from + params.chunk;
+  var chunk_start = chunk * params.chunk;
+  var chunk_end = chunk_start + params.chunk;
   for (var phase = EXPLICIT; phase < PHASES; phase++) {
     let whole = hull_of(phase, members, 0u, members.count - 1u);
     var length = whole.y - whole.x;
     if phase == EXPLICIT {
       length = items[params.listed + 1u + at];
     }
-    let start = min(from, length);
-    let end = min(upto, length);
-    from -= start;
-    upto -= end;
+    let start = min(chunk_start, length);
+    let end = min(chunk_end, length);
+    chunk_start -= start;
+    chunk_end -= end;
 
     #unroll
     for (var r = 0u; r < ROWS; r++) {

@@ -114,7 +114,7 @@ fn attention_plan_merge(
   }
 #endif
 #ifdef TILED
-  let group = plane * params.tiles + query / params.bq;
+  let group = plane * params.plane_groups + query / params.bq;
   let start = query / params.bq * params.bq;
   let members = min(params.bq, params.queries - start);
   let at = params.base + group - params.first_group;

@@ -3,7 +3,7 @@
   // bias.
   at_planes: u32, at_rows: u32, at_members: u32, at_row_ptr: u32, at_data: u32, at_bias: u32,
   // Tiled rows: queries of a group, groups of a plane. Else: planes.
-  bq: u32, tiles: u32, planes: u32,
+  bq: u32, plane_groups: u32, planes: u32,
   // Blocks and bits: keys of a block, first key of the grid; words of a group's bits.
   bk: u32, origin: u32, group_words: u32,
   // Keys that entries can hold, and whether a row sees nothing behind its position.

@@ -14,8 +14,8 @@ struct Members {
 
 fn members_of(group: u32) -> Members {
 #ifdef TILED
-  let first = group % params.tiles * params.bq;
-  return Members(group / params.tiles, first, min(params.bq, params.queries - first));
+  let first = group % params.plane_groups * params.bq;
+  return Members(group / params.plane_groups, first, min(params.bq, params.queries - first));
 #else
   // The last plane whose groups begin here or before.
   var plane = 0u;
