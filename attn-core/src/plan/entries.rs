@@ -145,7 +145,10 @@ impl Entries {
                 let words = words.get(start..start.saturating_add(per_group)).unwrap_or_default();
                 (0..0, words)
             }
-            _ => (self.row_ptr().map_or(0..0, |row_ptr| slice_of(row_ptr, group)), &[][..]),
+            _ => {
+                let len = self.nnz();
+                (self.row_ptr().map_or(0..0, |row_ptr| slice_of(row_ptr, group, len)), &[][..])
+            }
         };
         range.chain(set_bits(words))
     }

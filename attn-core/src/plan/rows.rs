@@ -49,8 +49,9 @@ impl Rows {
                 let start = plane.saturating_mul(tiles);
                 start..start.saturating_add(tiles)
             }
-            Rows::Lists { plane_ptr, .. } | Rows::Ranges { plane_ptr, .. } => {
-                slice_of(plane_ptr, plane)
+            Rows::Lists { plane_ptr, q_ptr: groups, .. }
+            | Rows::Ranges { plane_ptr, q_start: groups, .. } => {
+                slice_of(plane_ptr, plane, groups.len())
             }
         }
     }
@@ -64,7 +65,7 @@ impl Rows {
                 Members::Range(start.min(queries)..start.saturating_add(bq).min(queries))
             }
             Rows::Lists { q_ptr, q_idx, .. } => {
-                Members::List(q_idx.get(slice_of(q_ptr, group)).unwrap_or_default())
+                Members::List(q_idx.get(slice_of(q_ptr, group, q_idx.len())).unwrap_or_default())
             }
             Rows::Ranges { q_start, q_len, .. } => {
                 let at = |words: &[u32]| words.get(group).map_or(0, |&word| word as usize);
@@ -164,11 +165,12 @@ fn tiles(queries: usize, bq: u32) -> usize {
     queries.div_ceil((bq as usize).max(1))
 }
 
-/// `offsets[at] .. offsets[at + 1]`, empty where they are not there.
-pub(crate) fn slice_of(offsets: &[u32], at: usize) -> Range<usize> {
+/// `offsets[at] .. offsets[at + 1]`, empty where they are not there, and cut at `len` elements: offsets
+/// that were not checked lead nowhere.
+pub(crate) fn slice_of(offsets: &[u32], at: usize, len: usize) -> Range<usize> {
     let next = at.checked_add(1).and_then(|next| offsets.get(next));
     match (offsets.get(at), next) {
-        (Some(&start), Some(&end)) => start as usize..end as usize,
+        (Some(&start), Some(&end)) => start as usize..(end as usize).min(len),
         _ => 0..0,
     }
 }

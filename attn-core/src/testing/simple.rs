@@ -40,7 +40,7 @@ pub fn simple_f32(inputs: &HostInputs, config: &dense::Config) -> Result<SimpleO
     let mut out = vec![0.0; shape.out().iter().product()];
     let mut lse = vec![f32::NEG_INFINITY; shape.lse().iter().product()];
     for row in rows(inputs, config) {
-        let (members, row_lse) = row.softmax();
+        let (members, row_lse) = row.softmax(row.allowed(), row.sink);
         lse[row.index] = row_lse;
         let out = &mut out[row.index * shape.dim_v..][..shape.dim_v];
         for member in members {
@@ -77,7 +77,7 @@ pub fn simple_f32_backward(
     };
     let dim = shape.dim_qk;
     for row in rows(inputs, config) {
-        let (members, lse) = row.softmax();
+        let (members, lse) = row.softmax(row.allowed(), row.sink);
         let d_out = &d_out[row.index * shape.dim_v..][..shape.dim_v];
         let dp: Vec<f32> = members.iter().map(|member| dot(d_out, row.value(member.key))).collect();
         let delta: f32 = members.iter().zip(&dp).map(|(member, dp)| member.p * dp).sum();
@@ -99,70 +99,79 @@ pub fn simple_f32_backward(
 }
 
 /// One query of one head.
-struct Row<'a> {
-    inputs: &'a HostInputs,
-    config: &'a dense::Config,
+pub(super) struct Row<'a> {
+    pub inputs: &'a HostInputs,
+    pub config: &'a dense::Config,
     /// Number of the row in `[batch, heads, queries]`.
-    index: usize,
+    pub index: usize,
     /// Its head in `[heads]`.
-    head: usize,
+    pub head: usize,
     /// Number of its key 0 in `[batch, heads_kv, keys]`.
-    first_key: usize,
-    sink: Option<f32>,
-    logits: Logits<'a>,
+    pub first_key: usize,
+    pub sink: Option<f32>,
+    pub logits: Logits<'a>,
 }
 
 /// A key that takes part in the softmax of a row.
-struct Member {
-    key: usize,
+pub(super) struct Member {
+    pub key: usize,
     /// Its probability.
-    p: f32,
+    pub p: f32,
     /// The scaled product, and what the soft-cap makes of it.
     scaled: f32,
     capped: f32,
 }
 
 impl Row<'_> {
-    fn query(&self) -> &[f32] {
+    pub fn query(&self) -> &[f32] {
         let dim = self.inputs.shape.dim_qk;
         &self.inputs.q[self.index * dim..][..dim]
     }
 
-    fn key(&self, t: usize) -> &[f32] {
+    pub fn key(&self, t: usize) -> &[f32] {
         let dim = self.inputs.shape.dim_qk;
         &self.inputs.k[(self.first_key + t) * dim..][..dim]
     }
 
-    fn value(&self, t: usize) -> &[f32] {
+    pub fn value(&self, t: usize) -> &[f32] {
         let dim = self.inputs.shape.dim_v;
         &self.inputs.v[(self.first_key + t) * dim..][..dim]
     }
 
-    /// The keys with a part in the softmax, in rising order, and the log-sum-exp.
-    fn softmax(&self) -> (Vec<Member>, f32) {
+    /// The keys that the mask allows, without bias.
+    fn allowed(&self) -> impl Iterator<Item = (usize, f32)> {
+        self.logits.keys().map(|key| (key, 0.0))
+    }
+
+    /// Those of `keys`, with their biases, that have a part in the softmax, and the log-sum-exp.
+    pub fn softmax(
+        &self,
+        keys: impl Iterator<Item = (usize, f32)>,
+        sink: Option<f32>,
+    ) -> (Vec<Member>, f32) {
         let scale = self.config.scale_for(self.inputs.shape.dim_qk) as f32;
         let cap = self.config.soft_cap.map(|cap| cap as f32);
-        let member = |key| {
+        let member = |(key, bias)| {
             let scaled = scale * dot(self.query(), self.key(key));
             let capped = cap.map_or(scaled, |cap| cap * (scaled / cap).tanh());
-            let logit = self.logits.modify(f64::from(capped), key)? as f32;
+            let logit = self.logits.modify(f64::from(capped), key)? as f32 + bias;
             Some(Member { key, p: logit, scaled, capped })
         };
-        let mut members: Vec<Member> = self.logits.keys().filter_map(member).collect();
-        let sink = self.sink.unwrap_or(f32::NEG_INFINITY);
+        let mut members: Vec<Member> = keys.filter_map(member).collect();
+        let lowest = sink.unwrap_or(f32::NEG_INFINITY);
         if members.is_empty() {
-            return (members, sink);
+            return (members, lowest);
         }
-        let max = members.iter().map(|member| member.p).fold(sink, f32::max);
+        let max = members.iter().map(|member| member.p).fold(lowest, f32::max);
         members.iter_mut().for_each(|member| member.p = (member.p - max).exp());
-        let of_sink = self.sink.map_or(0.0, |sink| (sink - max).exp());
+        let of_sink = sink.map_or(0.0, |sink| (sink - max).exp());
         let sum = of_sink + members.iter().map(|member| member.p).sum::<f32>();
         members.iter_mut().for_each(|member| member.p /= sum);
         (members, max + sum.ln())
     }
 
     /// Derivative of a member's logit by the scaled product.
-    fn slope(&self, member: &Member) -> f32 {
+    pub fn slope(&self, member: &Member) -> f32 {
         let modifier = self.logits.modify_slope(f64::from(member.capped), member.key) as f32;
         modifier
             * self.config.soft_cap.map_or(1.0, |cap| {
@@ -172,7 +181,10 @@ impl Row<'_> {
     }
 }
 
-fn rows<'a>(inputs: &'a HostInputs, config: &'a dense::Config) -> impl Iterator<Item = Row<'a>> {
+pub(super) fn rows<'a>(
+    inputs: &'a HostInputs,
+    config: &'a dense::Config,
+) -> impl Iterator<Item = Row<'a>> {
     let shape = &inputs.shape;
     (0..shape.lse().iter().product()).map(|index: usize| {
         let (head, query) = (index / shape.queries, index % shape.queries);
@@ -189,15 +201,15 @@ fn rows<'a>(inputs: &'a HostInputs, config: &'a dense::Config) -> impl Iterator<
     })
 }
 
-fn dot(a: &[f32], b: &[f32]) -> f32 {
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-fn add(sum: &mut [f32], factor: f32, term: &[f32]) {
+pub(super) fn add(sum: &mut [f32], factor: f32, term: &[f32]) {
     sum.iter_mut().zip(term).for_each(|(sum, term)| *sum += factor * term);
 }
 
-fn check(inputs: &HostInputs, config: &dense::Config) -> Result<()> {
+pub(super) fn check(inputs: &HostInputs, config: &dense::Config) -> Result<()> {
     let shape = &inputs.shape;
     AttentionShape::from_shapes(&shape.q(), &shape.k(), &shape.v())?;
     expect("q", inputs.q.len(), &shape.q())?;
@@ -209,7 +221,7 @@ fn check(inputs: &HostInputs, config: &dense::Config) -> Result<()> {
     config.check(shape.lengths())
 }
 
-fn expect(arg: &'static str, len: usize, shape: &[usize]) -> Result<()> {
+pub(super) fn expect(arg: &'static str, len: usize, shape: &[usize]) -> Result<()> {
     if len == shape.iter().product::<usize>() {
         Ok(())
     } else {

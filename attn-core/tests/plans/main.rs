@@ -7,6 +7,7 @@ mod forms;
 mod gradients;
 mod reference;
 mod stats;
+mod support;
 
 use attn_core::AttentionShape;
 use attn_core::plan::SparsePlan;
