@@ -13,6 +13,8 @@ struct Params {
   out_start: u32, out_batch: u32, out_head: u32, out_token: u32,
   // Words: start, batch, head.
   lse_start: u32, lse_batch: u32, lse_head: u32,
+  // Bits of the logarithm of the near part's weight.
+  near_weight: u32,
 #import "plan_fields"
 }
 
@@ -22,7 +24,7 @@ struct Params {
 @group(0) @binding(1) var<storage, read> items: array<u32>; // offsets [listed + 1], keys [listed]
 @group(0) @binding(2) var<storage, read_write> out: array<Chunk>; // [B, H, M, dim_v]
 @group(0) @binding(3) var<storage, read_write> lse: array<u32>; // [B, H, M]
-// Where queries are listed: offsets [planes * M + 1]; then part, group, row and rows of the group.
+// Where queries are listed: offsets [planes * M + 1]; then part, group, row, rows of the group, weight.
 @group(0) @binding(4) var<storage, read> listing: array<u32>;
 @group(0) @binding(5) var<storage, read> part_base: array<u32>; // per part, items minus groups
 
@@ -30,6 +32,7 @@ struct Params {
 
 const MASKED = -1e30;
 const LN_2 = 0.6931471805599453;
+const LOG2_E = 1.4426950408889634;
 const MINUS_INFINITY = 0xff800000u;
 
 // A softmax that grows part by part: sums relative to `top`.
@@ -37,6 +40,8 @@ struct Sum {
   top: f32,
   sum: f32,
   value: vec4<f32>,
+  // WEIGHTS: whether there is any key behind it.
+  any: bool,
 }
 
 fn add(sum: ptr<function, Sum>, top: f32, weights: f32, value: vec4<f32>) {
@@ -63,19 +68,27 @@ fn add_group(sum: ptr<function, Sum>, at: u32, copy: u32, row: u32, count: u32, 
   }
 }
 
-// Adds a whole group to the result, and for MEAN begins the next.
-fn end_group(total: ptr<function, Sum>, sum: ptr<function, Sum>, counts: bool) {
-#ifdef MEAN
+#ifdef WEIGHTS
+// Adds a whole group with the natural logarithm of its weight, NaN for its own log-sum-exp, and begins
+// the next one.
+fn end_group(total: ptr<function, Sum>, group: ptr<function, Sum>, weight_bits: u32) {
+  let any = (*group).sum > 0.0;
+  let is_own = (weight_bits & 0x7fffffffu) > 0x7f800000u;
+  var weight = (*group).top + log2((*group).sum);
+  var counts = any;
+  if !is_own {
+    let given = bitcast<f32>(weight_bits);
+    weight = max(given, MASKED) * LOG2_E;
+    counts = given > MASKED;
+  }
   if counts {
-    (*total).sum += 1.0;
+    let value = (*group).value * select(0.0, 1.0 / (*group).sum, any);
+    add(total, weight, 1.0, value);
+    (*total).any = (*total).any || any;
   }
-  if (*sum).sum > 0.0 {
-    (*total).top = 0.0;
-    (*total).value += (*sum).value / (*sum).sum;
-  }
-  *sum = Sum(MASKED, 0.0, vec4<f32>(0.0));
-#endif
+  *group = Sum(MASKED, 0.0, vec4<f32>(0.0), false);
 }
+#endif
 
 @compute @workgroup_size(WORKGROUP)
 fn attention_plan_merge(
@@ -99,18 +112,20 @@ fn attention_plan_merge(
   let plane = (params.first_batch + batch) * params.plan_heads + plan_head;
   let head_row = (params.first_head + head) % params.pack;
 
-  var sum = Sum(MASKED, 0.0, vec4<f32>(0.0));
+  var sum = Sum(MASKED, 0.0, vec4<f32>(0.0), false);
   var total = sum;
 #ifdef LISTING
   let first = listing[plane * params.queries + query];
   let behind = listing[plane * params.queries + query + 1u];
   let places = params.planes * params.queries + 1u;
   for (var place = first; place < behind; place++) {
-    let entry = places + 4u * place;
+    let entry = places + 5u * place;
     let at = part_base[listing[entry]] + listing[entry + 1u];
     let own_row = listing[entry + 2u] * params.pack + head_row;
     add_group(&sum, at, copy, own_row, listing[entry + 3u] * params.pack, i);
-    end_group(&total, &sum, true);
+#ifdef WEIGHTS
+    end_group(&total, &sum, listing[entry + 4u]);
+#endif
   }
 #endif
 #ifdef TILED
@@ -119,26 +134,24 @@ fn attention_plan_merge(
   let members = min(params.bq, params.queries - start);
   let at = params.base + group - params.first_group;
   add_group(&sum, at, copy, (query - start) * params.pack + head_row, members * params.pack, i);
-#ifdef LISTING
+#ifdef WEIGHTS
   // The near part is a group where it is not empty.
-  end_group(&total, &sum, sum.sum > 0.0);
-#else
-  end_group(&total, &sum, true);
+  if sum.sum > 0.0 {
+    end_group(&total, &sum, params.near_weight);
+  }
 #endif
 #endif
-#ifdef MEAN
-  let any = total.top == 0.0;
-  let norm = total.sum;
+#ifdef WEIGHTS
+  let any = total.any;
 #else
   total = sum;
   let any = total.sum > 0.0;
-  let norm = total.sum;
 #endif
-  let factor = select(0.0, 1.0 / norm, any);
+  let factor = select(0.0, 1.0 / total.sum, any);
   let to = params.out_start + batch * params.out_batch + head * params.out_head + query * params.out_token;
   out[to + i] = pack(total.value * factor);
   if i == 0u {
     let at_lse = params.lse_start + batch * params.lse_batch + head * params.lse_head + query;
-    lse[at_lse] = select(MINUS_INFINITY, bitcast<u32>((total.top + log2(norm)) * LN_2), any);
+    lse[at_lse] = select(MINUS_INFINITY, bitcast<u32>((total.top + log2(total.sum)) * LN_2), any);
   }
 }

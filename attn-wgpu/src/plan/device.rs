@@ -398,19 +398,16 @@ impl DevicePlan {
     /// Copies a plan to a device.
     ///
     /// # Errors
-    /// [`attn_core::Error`] where the plan is not valid ([`SparsePlan::validate`]) or gated, which
-    /// kernels do not know yet; allocation errors.
+    /// [`attn_core::Error`] where the plan is not valid ([`SparsePlan::validate`]); allocation errors.
     pub fn upload(gpu: &Gpu, plan: &SparsePlan) -> Result<DevicePlan> {
         plan.validate()?;
-        if !matches!(plan.combine, Combine::Single | Combine::Lse | Combine::Mean) {
-            let expected = "Single, Lse or Mean";
-            return Err(attn_core::Error::config("combine", expected, "Gate").into());
-        }
         let parts: Result<Vec<_>> =
             plan.parts.iter().map(|part| DevicePart::upload(gpu, plan, part)).collect();
         let parts = parts?;
+        // One softmax of one tiled part: its group follows from the query.
+        let union = matches!(plan.combine, Combine::Single | Combine::Lse);
         let listing = match &parts[..] {
-            [DevicePart { rows: DeviceRows::Tiled { .. }, .. }] => None,
+            [DevicePart { rows: DeviceRows::Tiled { .. }, .. }] if union => None,
             _ => {
                 let words = listing(plan);
                 Some(Tensor::from_slice(gpu, &words, &[words.len()])?)
@@ -436,6 +433,22 @@ impl DevicePlan {
         let parts: Result<Vec<_>> = self.parts.iter().map(DevicePart::download).collect();
         let mut plan = self.settings();
         plan.parts = parts?;
+        Ok(plan)
+    }
+
+    /// The plan after keys came, as [`SparsePlan::reuse`]: the same entries, for as many queries at the
+    /// end of `keys` keys. Copies nothing.
+    ///
+    /// # Errors
+    /// [`attn_core::Error::Config`] where there are fewer keys than before.
+    pub fn reuse(&self, keys: usize) -> Result<DevicePlan> {
+        let Some(came) = keys.checked_sub(self.shape.keys) else {
+            let expected = format!("at least {}", self.shape.keys);
+            return Err(attn_core::Error::config("keys", expected, keys).into());
+        };
+        let mut plan = self.clone();
+        plan.shape.keys = keys;
+        plan.shape.q_off = plan.shape.q_off.saturating_add_unsigned(came as u64);
         Ok(plan)
     }
 
@@ -491,16 +504,28 @@ fn counts(plan: &SparsePlan, entries: &Entries, groups: usize) -> Vec<u32> {
 }
 
 /// Where each query of each plane is listed: offsets `[planes * queries + 1]`, then for each place
-/// part, group, row in the group and rows of the group, by rising part and group.
+/// part, group, row in the group, rows of the group, and the bits of the logarithm of the group's
+/// weight, NaN for its log-sum-exp; by rising part and group.
 fn listing(plan: &SparsePlan) -> Vec<u32> {
     let queries = plan.shape.queries;
-    let mut places: Vec<Vec<[u32; 4]>> = vec![Vec::new(); plan.planes() * queries];
+    let mut places: Vec<Vec<[u32; 5]>> = vec![Vec::new(); plan.planes() * queries];
     for (number, part) in plan.parts.iter().enumerate() {
+        let gates = match &plan.combine {
+            Combine::Gate(gates) => gates[number].as_deref(),
+            _ => None,
+        };
+        let mut gates = gates.map(|gates| gates.iter());
+        let own = near_weight(&plan.combine);
         for plane in 0..plan.planes() {
             for (group, members) in groups_of(&part.rows, plane, queries) {
                 let count = members.len() as u32;
                 for (row, query) in members.into_iter().enumerate() {
-                    let place = [number as u32, group as u32, row as u32, count];
+                    let weight = match &mut gates {
+                        Some(gates) => gates.next().copied().unwrap_or(own),
+                        None => own,
+                    };
+                    let place =
+                        [number as u32, group as u32, row as u32, count, weight.to_bits()];
                     places[plane * queries + query].push(place);
                 }
             }
@@ -514,6 +539,11 @@ fn listing(plan: &SparsePlan) -> Vec<u32> {
     let mut words: Vec<u32> = offsets.collect();
     words.extend(places.iter().flatten().flatten());
     words
+}
+
+/// The logarithm of the near part's weight, NaN for its log-sum-exp.
+pub(super) fn near_weight(combine: &Combine) -> f32 {
+    if *combine == Combine::Mean { 0.0 } else { f32::NAN }
 }
 
 /// The groups of a plane with their queries.

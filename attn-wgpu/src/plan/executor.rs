@@ -7,7 +7,7 @@ use attn_core::Mask;
 use attn_core::dense::Config;
 use attn_core::plan::Combine;
 
-use super::device::DevicePlan;
+use super::device::{DevicePlan, near_weight};
 use super::params::{FAR, Geometry, Pass, chunk, pack};
 use super::rounds::{MAX_PARTS, bound, grid, groups, queries};
 use crate::attention::call::{Bound as Window, Call, bind, check_output};
@@ -117,6 +117,7 @@ struct MergeParams {
     keys: u32,
     out: [u32; 4],
     lse: [u32; 3],
+    near_weight: u32,
     geometry: Geometry,
 }
 
@@ -446,7 +447,7 @@ impl PlanAttention {
         let constants = storage(Constants::new().int("WORKGROUP", workgroup), run.call.dtype())
             .flag("LISTING", listed)
             .flag("TILED", tiled.is_some())
-            .flag("MEAN", plan.combine == Combine::Mean);
+            .flag("WEIGHTS", !matches!(plan.combine, Combine::Single | Combine::Lse));
         let kernel = self.gpu.kernel(&MERGE, constants)?;
         let number = |step: &Step| step.geometry.base.wrapping_sub(step.geometry.first_group);
         let (listing, part_base) = match &plan.listing {
@@ -485,6 +486,7 @@ impl PlanAttention {
                 (heads * queries) as u32,
                 queries as u32,
             ],
+            near_weight: near_weight(&plan.combine).to_bits(),
             geometry,
         };
         let dispatch = Dispatch {
