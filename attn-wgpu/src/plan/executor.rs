@@ -9,7 +9,7 @@ use attn_core::plan::Combine;
 
 use super::device::{DevicePlan, near_weight};
 use super::params::{FAR, Geometry, Pass, chunk, pack};
-use super::rounds::{MAX_PARTS, bound, grid, groups, queries};
+use super::rounds::{Bound, MAX_PARTS, bound, grid, groups, queries};
 use crate::attention::call::{Bound as Window, Call, bind, check_output};
 use crate::attention::jobs::{Job, bytes};
 use crate::attention::mask_table::Side;
@@ -76,6 +76,8 @@ pub struct PlanAttention {
     gpu: Gpu,
     /// Numbers of workgroups, four words a pass.
     args: Tensor,
+    /// Keys of a chunk, for tests.
+    chunk: Option<usize>,
 }
 
 #[repr(C)]
@@ -152,7 +154,13 @@ impl PlanAttention {
             return Err(attn_core::Error::config("mask", "full or causal", config.mask.name()).into());
         }
         let args = Tensor::indirect(gpu, 4 * MAX_PASSES)?;
-        Ok(PlanAttention { dense: Attention::new(gpu, config)?, gpu: gpu.clone(), args })
+        Ok(PlanAttention { dense: Attention::new(gpu, config)?, gpu: gpu.clone(), args, chunk: None })
+    }
+
+    /// The same with chunks of so many keys, at least 1, whatever their number: for tests.
+    #[doc(hidden)]
+    pub fn with_chunk(self, keys: usize) -> PlanAttention {
+        PlanAttention { chunk: Some(keys.max(1)), ..self }
     }
 
     /// The configuration.
@@ -259,7 +267,7 @@ impl PlanAttention {
         let (variant, split) =
             Variant::plan(shape.dim_qk, shape.dim_v, rows, self.gpu.capabilities());
         let tile = if split { variant.rows as usize } else { variant.tile() };
-        let chunk = chunk(shape.keys);
+        let chunk = self.chunk.unwrap_or_else(|| chunk(shape.keys));
         let run = Run { call: &call, plan, passes, variant, split, tile, chunk };
         self.check_steps(&run)?;
         for job in self.rounds(&run, out, lse)? {
@@ -290,7 +298,7 @@ impl PlanAttention {
         let bounds = |job: &Job| {
             let copies = copies(run.plan, job).len() as u64;
             run.passes.iter().fold((0, 0.0), |(bytes, work), pass| {
-                let bound = bound(run.plan, pass, groups(run.plan, pass, job), run.tile);
+                let bound = run.bound(pass, groups(run.plan, pass, job));
                 let items = bound.items * copies;
                 (bytes + items * run.item_bytes(), work + bound.pairs * copies as f64 * per_pair)
             })
@@ -316,10 +324,11 @@ impl PlanAttention {
         let mut steps = Vec::new();
         for pass in &run.passes {
             let range = groups(plan, pass, job);
-            let bound = bound(plan, pass, range.clone(), run.tile);
+            let bound = run.bound(pass, range.clone());
             let geometry = Geometry {
                 kv_count: copies.len() as u32,
                 kv_base: if plan.share == attn_core::plan::Share::AllHeads { copies.start as u32 } else { 0 },
+                chunk: run.chunk as u32,
                 tile: run.tile as u32,
                 first_group: range.start as u32,
                 group_count: range.len() as u32,
@@ -507,6 +516,10 @@ impl PlanAttention {
 }
 
 impl Run<'_> {
+    fn bound(&self, pass: &Pass<'_>, groups: Range<usize>) -> Bound {
+        bound(self.plan, pass, groups, self.tile, self.chunk)
+    }
+
     /// Bytes of one item's partial results: sums, and a vec4 of statistics for each row.
     fn item_bytes(&self) -> u64 {
         (self.tile * (self.call.v.shape()[3] + 4) * 4) as u64

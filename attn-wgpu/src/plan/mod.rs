@@ -3,6 +3,8 @@
 //! A plan says which keys each query attends to ([`attn_core::plan`] defines it). Where it comes from
 //! does not matter here: uploaded from the host, or written by kernels that select.
 
+#[cfg(feature = "bench")]
+pub(crate) mod catalogue;
 mod device;
 mod executor;
 mod params;

@@ -155,7 +155,6 @@ impl Pass<'_> {
             plan_heads: host.plan_heads() as u32,
             pack: pack(plan) as u32,
             head_group: shape.group() as u32,
-            chunk: chunk(shape.keys) as u32,
             ..Geometry::default()
         }
     }

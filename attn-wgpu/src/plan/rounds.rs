@@ -5,7 +5,7 @@ use std::ops::Range;
 use attn_core::plan::Share;
 
 use super::device::{DeviceEntries, DevicePlan, DeviceRows};
-use super::params::{Pass, chunk, pack};
+use super::params::{Pass, pack};
 use crate::attention::jobs::{Grid, Job};
 
 /// Partial results of one round, in bytes, where it can be made smaller.
@@ -69,15 +69,16 @@ pub(super) fn groups(plan: &DevicePlan, pass: &Pass<'_>, job: &Job) -> Range<usi
     }
 }
 
-/// The most that some groups of a pass can be, for one key head, in tiles of `tile` rows.
+/// The most that some groups of a pass can be, for one key head, in tiles of `tile` rows and chunks of
+/// `chunk` keys.
 pub(super) fn bound(
     plan: &DevicePlan,
     pass: &Pass<'_>,
     groups: Range<usize>,
     tile: usize,
+    chunk: usize,
 ) -> Bound {
-    let (keys, pack) = (plan.shape.keys, pack(plan));
-    let chunk = chunk(keys);
+    let pack = pack(plan);
     let known = pass.part.and_then(|part| part.keys.as_ref());
     let members = pass.part.and_then(|part| part.members.as_ref());
     let bq = pass.bq(plan);
