@@ -306,7 +306,12 @@ fn plans_that_kernels_write() {
         let near = Near { sink: 3, window: 11, grow: false };
         let plan = blocks(extents, Share::PerHead, true, [16, 8], 60).with_near(near);
         let plan = plan.with_max_dist(200).canonicalise().unwrap();
-        let all = [plan.clone(), plan.to_bits(8, 0).unwrap(), plan.to_tokens().unwrap(), plan.to_ranges().unwrap()];
+        let all = [
+            plan.clone(),
+            plan.to_bits(8, 0).unwrap(),
+            plan.to_tokens().unwrap(),
+            plan.to_ranges().unwrap(),
+        ];
         for plan in all {
             let want = run(&gpu, &inputs, &plan, &config(&plan));
             let device = written(&gpu, &plan);

@@ -18,7 +18,15 @@ fn cpu() -> f64 {
 fn speed() {
     let Some(gpu) = gpu() else { return };
     let n: usize = std::env::var("N").map_or(8192, |n| n.parse().unwrap());
-    let shape = AttentionShape { batch: 1, heads: 9, heads_kv: 3, queries: n, keys: n, dim_qk: 64, dim_v: 64 };
+    let shape = AttentionShape {
+        batch: 1,
+        heads: 9,
+        heads_kv: 3,
+        queries: n,
+        keys: n,
+        dim_qk: 64,
+        dim_v: 64,
+    };
     let inputs = HostInputs::random(shape, 1, Values::Normal);
     let up = Uploaded::new(&gpu, &inputs).unwrap();
     let config = Config::new().with_mask(Mask::Causal);
@@ -31,7 +39,10 @@ fn speed() {
         (first, t0.elapsed().as_secs_f64(), cpu() - c0)
     };
     let dense = Attention::new(&gpu, config.clone()).unwrap();
-    let (first, dense_wall, dense_cpu) = time(&|| { dense.forward(up.view()).unwrap(); gpu.sync().unwrap(); });
+    let (first, dense_wall, dense_cpu) = time(&|| {
+        dense.forward(up.view()).unwrap();
+        gpu.sync().unwrap();
+    });
     println!("dense first cpu {first:.2} wall {dense_wall:.3} cpu {dense_cpu:.3}");
     let attention = PlanAttention::new(&gpu, config.clone()).unwrap();
     let pshape = PlanShape::from(&shape);
@@ -50,7 +61,8 @@ fn speed() {
             }
             row_ptr.push(col.len() as u32);
         }
-        let executed = col.len() as f64 * f64::from(bq * bk) * if share == Share::PerHead { 1.0 } else { 3.0 };
+        let executed =
+            col.len() as f64 * f64::from(bq * bk) * if share == Share::PerHead { 1.0 } else { 3.0 };
         let part = Part::new(Rows::Tiled { bq }, Entries::Blocks { bk, origin: 0, row_ptr, col });
         (SparsePlan::new(pshape, share, true, vec![part]), executed)
     };
@@ -67,9 +79,14 @@ fn speed() {
         ("tokens 3% bq8", 8, 1, Share::PerHead, 3, 2),
         ("blocks 64 25% kv", 64, 64, Share::PerKvHead, 25, 0),
     ] {
-        if !name.contains(&only) { continue; }
+        if !name.contains(&only) {
+            continue;
+        }
         let (mut plan, executed) = blocks(bq, bk, share, percent);
-        let entries = std::mem::replace(&mut plan.parts[0].entries, Entries::Tokens { row_ptr: vec![], k_idx: vec![] });
+        let entries = std::mem::replace(
+            &mut plan.parts[0].entries,
+            Entries::Tokens { row_ptr: vec![], k_idx: vec![] },
+        );
         let Entries::Blocks { row_ptr, col, .. } = entries.clone() else { panic!() };
         plan.parts[0].entries = match convert {
             2 => Entries::Tokens { row_ptr, k_idx: col },
@@ -86,12 +103,21 @@ fn speed() {
             _ => entries,
         };
         let plan = DevicePlan::upload(&gpu, &plan).unwrap();
-        let (first, wall, cpu) = time(&|| { attention.forward(up.view(), &plan).unwrap(); gpu.sync().unwrap(); });
+        let (first, wall, cpu) = time(&|| {
+            attention.forward(up.view(), &plan).unwrap();
+            gpu.sync().unwrap();
+        });
         let density = executed / causal_pairs;
-        println!("{name}: executed density {density:.3} first {first:.2} wall {wall:.3} cpu {cpu:.3} efficiency cpu {:.2} wall {:.2}", dense_cpu / cpu * density, dense_wall / wall * density);
+        println!(
+            "{name}: executed density {density:.3} first {first:.2} wall {wall:.3} cpu {cpu:.3} efficiency cpu {:.2} wall {:.2}",
+            dense_cpu / cpu * density,
+            dense_wall / wall * density
+        );
         if std::env::var("PROFILE").is_ok() {
             let (_, profile) = gpu.profile(|| attention.forward(up.view(), &plan)).unwrap();
-            for time in &profile.kernels { println!("   {:?}", time); }
+            for time in &profile.kernels {
+                println!("   {:?}", time);
+            }
         }
     }
 }

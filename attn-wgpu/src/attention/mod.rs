@@ -322,7 +322,12 @@ impl Attention {
     }
 
     /// Output 0; lse and the other statistics of an empty sum, to which sinks are added.
-    pub(crate) fn run_without_keys(&self, inputs: Inputs<'_>, out: &Tensor, stats: &Tensor) -> Result<()> {
+    pub(crate) fn run_without_keys(
+        &self,
+        inputs: Inputs<'_>,
+        out: &Tensor,
+        stats: &Tensor,
+    ) -> Result<()> {
         let zero = Tensor::zeros(&self.gpu, &[1; 4], out.dtype())?;
         ops::copy(&zero.expand(out.shape())?, out)?;
         ops::fill(stats, &f32::NEG_INFINITY.to_ne_bytes())?;

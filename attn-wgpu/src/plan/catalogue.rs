@@ -56,9 +56,13 @@ pub(crate) fn variants(capabilities: &Capabilities) -> Variants {
     list.push((ITEMS, Constants::new().int("WORKGROUP", lanes), format!("workgroup {lanes}")));
     list.push((DISPATCH, Constants::new(), String::new()));
     for dtype in [DType::F32, DType::F16, DType::BF16] {
-        for flags in
-            [&["TILED"][..], &["LISTING"], &["LISTING", "TILED"], &["LISTING", "WEIGHTS"], &["LISTING", "TILED", "WEIGHTS"]]
-        {
+        for flags in [
+            &["TILED"][..],
+            &["LISTING"],
+            &["LISTING", "TILED"],
+            &["LISTING", "WEIGHTS"],
+            &["LISTING", "TILED", "WEIGHTS"],
+        ] {
             let constants = flagged(storage(workgroup(), dtype), flags);
             list.push((MERGE, constants, format!("{}, {}", dtype.name(), flags.join(" "))));
         }
@@ -89,7 +93,8 @@ fn forward(list: &mut Variants, capabilities: &Capabilities) {
     for rows in [1, 1000] {
         passes().for_each(|flags| add(64, rows, &plain, &flags));
         for entries in [ENTRIES[1], ENTRIES[3], ENTRIES[4]] {
-            let flags: Vec<_> = ["TILED", "NEAR", "KEY_BIAS"].iter().chain(entries).copied().collect();
+            let flags: Vec<_> =
+                ["TILED", "NEAR", "KEY_BIAS"].iter().chain(entries).copied().collect();
             add(64, rows, &plain, &flags);
         }
         for dtype in [DType::F16, DType::BF16] {

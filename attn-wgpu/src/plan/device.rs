@@ -350,7 +350,12 @@ impl DevicePlan {
     ///
     /// # Errors
     /// [`attn_core::Error::Config`] where the part has not the groups that the shape asks for.
-    pub fn new(shape: PlanShape, share: Share, causal: bool, part: DevicePart) -> Result<DevicePlan> {
+    pub fn new(
+        shape: PlanShape,
+        share: Share,
+        causal: bool,
+        part: DevicePart,
+    ) -> Result<DevicePlan> {
         let host = SparsePlan::new(shape, share, causal, Vec::new());
         host.check()?;
         let DeviceRows::Tiled { bq } = part.rows else {
@@ -524,8 +529,7 @@ fn listing(plan: &SparsePlan) -> Vec<u32> {
                         Some(gates) => gates.next().copied().unwrap_or(own),
                         None => own,
                     };
-                    let place =
-                        [number as u32, group as u32, row as u32, count, weight.to_bits()];
+                    let place = [number as u32, group as u32, row as u32, count, weight.to_bits()];
                     places[plane * queries + query].push(place);
                 }
             }

@@ -151,10 +151,17 @@ impl PlanAttention {
     /// As [`Attention::new`], and [`attn_core::Error::Config`] for other masks.
     pub fn new(gpu: &Gpu, config: Config) -> Result<PlanAttention> {
         if !matches!(config.mask, Mask::Full | Mask::Causal) {
-            return Err(attn_core::Error::config("mask", "full or causal", config.mask.name()).into());
+            return Err(
+                attn_core::Error::config("mask", "full or causal", config.mask.name()).into()
+            );
         }
         let args = Tensor::indirect(gpu, 4 * MAX_PASSES)?;
-        Ok(PlanAttention { dense: Attention::new(gpu, config)?, gpu: gpu.clone(), args, chunk: None })
+        Ok(PlanAttention {
+            dense: Attention::new(gpu, config)?,
+            gpu: gpu.clone(),
+            args,
+            chunk: None,
+        })
     }
 
     /// The same with chunks of so many keys, at least 1, whatever their number: for tests.
@@ -217,7 +224,8 @@ impl PlanAttention {
         let wanted = [of.batch, of.heads, of.heads_kv, of.queries, of.keys];
         let got = [shape.batch, shape.heads, shape.heads_kv, shape.queries, shape.keys];
         if wanted != got {
-            let expected = format!("{wanted:?} (batch, heads, heads_kv, queries, keys) as the plan");
+            let expected =
+                format!("{wanted:?} (batch, heads, heads_kv, queries, keys) as the plan");
             return Err(attn_core::Error::shape("q, k, v", expected, &got).into());
         }
         if plan.causal != (self.config().mask == Mask::Causal) {
@@ -251,7 +259,11 @@ impl PlanAttention {
         }
         if shape.keys == 0 {
             let [batch, heads, queries] = shape.lse();
-            return self.dense.run_without_keys(inputs, out, &lse.reshape(&[1, batch, heads, queries])?);
+            return self.dense.run_without_keys(
+                inputs,
+                out,
+                &lse.reshape(&[1, batch, heads, queries])?,
+            );
         }
         if !is_vec4(out) {
             let mut padded = out.shape().to_vec();
@@ -281,7 +293,10 @@ impl PlanAttention {
     fn check_steps(&self, run: &Run<'_>) -> Result<()> {
         let most_listed = |pass: &Pass<'_>| {
             let part = pass.part.filter(|part| {
-                matches!(part.entries, super::DeviceEntries::Ranges | super::DeviceEntries::Bits { .. })
+                matches!(
+                    part.entries,
+                    super::DeviceEntries::Ranges | super::DeviceEntries::Bits { .. }
+                )
             });
             part.map_or(0, |part| part.capacity.min(run.plan.shape.keys))
         };
@@ -327,7 +342,11 @@ impl PlanAttention {
             let bound = run.bound(pass, range.clone());
             let geometry = Geometry {
                 kv_count: copies.len() as u32,
-                kv_base: if plan.share == attn_core::plan::Share::AllHeads { copies.start as u32 } else { 0 },
+                kv_base: if plan.share == attn_core::plan::Share::AllHeads {
+                    copies.start as u32
+                } else {
+                    0
+                },
                 chunk: run.chunk as u32,
                 tile: run.tile as u32,
                 first_group: range.start as u32,
@@ -349,10 +368,8 @@ impl PlanAttention {
         let rows = queries(plan, job);
         let bounds = run.call.bind(job, &rows, &(0..plan.shape.keys))?;
         let table = self.dense.table(run.call.shape.lengths(), run.tile, Side::Queries)?;
-        let common = Common {
-            total: u32::MAX,
-            ..self.dense.common(run.call, job, &table, &bounds)
-        };
+        let common =
+            Common { total: u32::MAX, ..self.dense.common(run.call, job, &table, &bounds) };
         let bindings = [
             bounds.q.binding,
             bounds.k.binding,
@@ -364,7 +381,8 @@ impl PlanAttention {
             table.words.binding().0,
         ];
         for (number, (pass, step)) in run.passes.iter().zip(&steps).enumerate() {
-            let constants = pass.constants(self.dense.form(run.call.dtype()).constants(&run.variant));
+            let constants =
+                pass.constants(self.dense.form(run.call.dtype()).constants(&run.variant));
             let biased = pass.part.is_some_and(|part| part.biased);
             let constants = constants.flag("SPLIT", run.split).flag("KEY_BIAS", biased);
             let kernel = self.gpu.kernel(&FORWARD, constants)?;
@@ -378,7 +396,10 @@ impl PlanAttention {
                 bindings: &bindings,
                 params: bytemuck::bytes_of(&params),
                 groups: step.items * copies,
-                work: step.pairs * copies as f64 * 2.0 * (run.call.shape.dim_qk + run.call.shape.dim_v) as f64,
+                work: step.pairs
+                    * copies as f64
+                    * 2.0
+                    * (run.call.shape.dim_qk + run.call.shape.dim_v) as f64,
             };
             kernel.dispatch_indirect(&self.gpu, &dispatch, &self.args.narrow(0, 4 * number, 3)?)?;
         }
@@ -410,7 +431,8 @@ impl PlanAttention {
             self.gpu.kernel(&COST, constants)?.dispatch(&self.gpu, &dispatch)?;
         }
         let lanes = scan_lanes(capabilities.max_workgroup_threads);
-        capabilities.check_steps("`plan` of this many groups".into(), listed as usize / lanes as usize)?;
+        capabilities
+            .check_steps("`plan` of this many groups".into(), listed as usize / lanes as usize)?;
         let kernel = self.gpu.kernel(&ITEMS, Constants::new().int("WORKGROUP", lanes))?;
         let dispatch = Dispatch {
             bindings: &[items.clone()],
@@ -463,7 +485,10 @@ impl PlanAttention {
             Some(listing) => {
                 let mut bases: Vec<u32> = steps.iter().map(number).collect();
                 bases.push(0);
-                (listing.binding().0, Tensor::from_slice(&self.gpu, &bases, &[bases.len()])?.binding().0)
+                (
+                    listing.binding().0,
+                    Tensor::from_slice(&self.gpu, &bases, &[bases.len()])?.binding().0,
+                )
             }
             None => (self.dense.unused()?, self.dense.unused()?),
         };
@@ -471,7 +496,10 @@ impl PlanAttention {
             Some(step) => step.geometry,
             None => match steps.first() {
                 Some(step) => step.geometry,
-                None => Geometry { tile: run.tile as u32, ..Pass { part: None, near: false }.geometry(plan) },
+                None => Geometry {
+                    tile: run.tile as u32,
+                    ..Pass { part: None, near: false }.geometry(plan)
+                },
             },
         };
         let rows: Range<usize> = queries(plan, job);
