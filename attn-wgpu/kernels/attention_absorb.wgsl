@@ -74,7 +74,13 @@ fn absorb(keys: array<u32, KEYS>, tested: bool, k_start: u32, v_start: u32) {
       if tested {
         allowed[b * ROWS + r] = logit.allowed && sees(rows[r], keys[b]);
         scores[b * ROWS + r] = select(MASKED, logit.value, allowed[b * ROWS + r]);
+#ifdef KEY_BIAS
+        allowed[b * ROWS + r] = allowed[b * ROWS + r] && key_bias[b] > MASKED;
+#endif
       }
+#ifdef KEY_BIAS
+      scores[b * ROWS + r] += max(key_bias[b], MASKED) * LOG2_E;
+#endif
     }
   }
 

@@ -30,7 +30,8 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::guard::lock;
 use crate::pool::Storage;
-use crate::stream::{Command, Dispatch, PARAMS_SLOT, Params};
+use crate::stream::{Command, Dispatch, Groups, PARAMS_SLOT, Params};
+use crate::tensor::{DType, Tensor};
 
 /// A WGSL file with the snippets it may import.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -218,6 +219,36 @@ impl Kernel {
     /// [`Error::Kernel`] if bindings or parameters do not fit the kernel, [`Error::Limit`] if a
     /// binding is too large for the device.
     pub fn dispatch(&self, gpu: &Gpu, call: &Call<'_>) -> Result<()> {
+        let Some(groups) = fold(call.groups, gpu.capabilities().max_workgroups) else {
+            return Err(Error::Limit {
+                what: format!("kernel `{}`", self.inner.label),
+                limit: "maxComputeWorkgroupsPerDimension",
+                needed: call.groups,
+                available: u64::from(gpu.capabilities().max_workgroups),
+            });
+        };
+        self.record(gpu, call, Groups::Known(groups))
+    }
+
+    /// Records one dispatch whose number of workgroups the device reads when it gets there: three
+    /// words `x, y, z` at the beginning of `args`, a tensor of u32 on a buffer with the usage
+    /// `INDIRECT` ([`Tensor::indirect`](crate::Tensor::indirect) makes one). `call.groups` is an upper
+    /// bound; where it is 0, nothing is recorded.
+    ///
+    /// # Errors
+    /// As [`Kernel::dispatch`], and [`attn_core::Error::Data`] for arguments on another buffer.
+    pub fn dispatch_indirect(&self, gpu: &Gpu, call: &Call<'_>, args: &Tensor) -> Result<()> {
+        let (buffer, start) = args.buffer();
+        let usable = buffer.usage().contains(wgpu::BufferUsages::INDIRECT);
+        if !usable || args.len() < 3 || args.dtype() != DType::U32 || !args.is_contiguous() {
+            let expected = "three words on a buffer with the usage INDIRECT";
+            let got = format!("{:?} with {:?}", args.shape(), buffer.usage());
+            return Err(attn_core::Error::data("args", expected, got).into());
+        }
+        self.record(gpu, call, Groups::Indirect(buffer.clone(), start as u64 * 4))
+    }
+
+    fn record(&self, gpu: &Gpu, call: &Call<'_>, groups: Groups) -> Result<()> {
         let inner = &*self.inner;
         let failed = |reason: String| Error::Kernel { kernel: inner.label.to_string(), reason };
         if call.bindings.len() != inner.writable.len() {
@@ -239,14 +270,6 @@ impl Kernel {
                 });
             }
         }
-        let Some(groups) = fold(call.groups, gpu.capabilities().max_workgroups) else {
-            return Err(Error::Limit {
-                what: format!("kernel `{}`", inner.label),
-                limit: "maxComputeWorkgroupsPerDimension",
-                needed: call.groups,
-                available: u64::from(gpu.capabilities().max_workgroups),
-            });
-        };
         if call.groups == 0 {
             return Ok(());
         }

@@ -4,6 +4,7 @@
 //!   opens the best adapter, [`Gpu::builder`] chooses, [`Gpu::from_wgpu`] takes a caller's device.
 //! * [`Tensor`]: a strided view of a device buffer.
 //! * [`attention`]: fused dense attention with masks, grouped queries and log-sum-exp.
+//! * [`plan`]: attention over sparse plans, which say the keys of each query.
 //! * [`norm`], [`rope`], [`softmax`], [`embedding`], [`sample`], [`cache`], [`ops`]: the small
 //!   kernels around attention in a language model, from token numbers to the next token.
 //! * [`matmul`]: matrix products with bias, activation and residual, weights in f32 or half types.
@@ -38,6 +39,7 @@ pub mod matmul;
 mod mutant;
 pub mod norm;
 pub mod ops;
+pub mod plan;
 mod pool;
 mod profile;
 pub mod rope;

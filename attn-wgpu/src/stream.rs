@@ -23,12 +23,19 @@ pub(crate) enum Params {
     Ring(u32),
 }
 
+/// How many workgroups a dispatch has.
+pub(crate) enum Groups {
+    Known([u32; 3]),
+    /// Three words at this offset of a buffer, as the device finds them there.
+    Indirect(wgpu::Buffer, u64),
+}
+
 pub(crate) struct Dispatch {
     pub(crate) label: Arc<str>,
     pub(crate) pipeline: wgpu::ComputePipeline,
     pub(crate) bind_group: wgpu::BindGroup,
     pub(crate) params: Params,
-    pub(crate) groups: [u32; 3],
+    pub(crate) groups: Groups,
     /// Estimated floating-point operations.
     pub(crate) work: f64,
 }
@@ -239,7 +246,9 @@ impl Stream {
             (Params::Ring(offset), Some((_, group))) => pass.set_bind_group(1, group, &[*offset]),
             _ => {}
         }
-        let [x, y, z] = dispatch.groups;
-        pass.dispatch_workgroups(x, y, z);
+        match &dispatch.groups {
+            Groups::Known([x, y, z]) => pass.dispatch_workgroups(*x, *y, *z),
+            Groups::Indirect(buffer, offset) => pass.dispatch_workgroups_indirect(buffer, *offset),
+        }
     }
 }

@@ -140,6 +140,24 @@ impl Tensor {
         Ok(tensor)
     }
 
+    /// `words` words of u32 that kernels write and dispatches read their numbers of workgroups from
+    /// ([`Kernel::dispatch_indirect`](crate::Kernel::dispatch_indirect)). On a buffer of its own, since
+    /// `wgpu` checks buffers that may serve so.
+    ///
+    /// # Errors
+    /// Allocation errors.
+    pub fn indirect(gpu: &Gpu, words: usize) -> Result<Tensor> {
+        let usage = wgpu::BufferUsages::STORAGE
+            | wgpu::BufferUsages::COPY_SRC
+            | wgpu::BufferUsages::COPY_DST
+            | wgpu::BufferUsages::INDIRECT;
+        let size = (words.max(4) * 4) as u64;
+        let descriptor =
+            wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false };
+        let buffer = gpu.guarded("allocate", || gpu.device().create_buffer(&descriptor))?;
+        Tensor::from_buffer(gpu, buffer, 0, &[words], &[1], DType::U32)
+    }
+
     /// A tensor on a caller's buffer, which must have the usages `STORAGE`, `COPY_SRC` and
     /// `COPY_DST`. `offset` and `strides` are in elements.
     ///

@@ -7,10 +7,12 @@ use std::path::Path;
 
 use attn_core::dense::Config;
 use attn_core::ndarray::Axis;
+use attn_core::plan::{PlanShape, Share, SparsePlan};
 use attn_core::testing::golden::{self, GoldenFile};
 use attn_core::testing::{HostInputs, compare};
 use attn_core::{AttentionShape, BitMask, Mask};
-use common::{Result32, attend, gpu, gradients, judge};
+use attn_wgpu::Gpu;
+use common::{Result32, attend, gpu, gradients, judge, plans};
 
 /// longca-bench: "Tolerance f32: out 1e-5, lse 1e-5, gradients 5e-5".
 const OUT: f64 = 1e-5;
@@ -54,8 +56,10 @@ fn inputs(file: &GoldenFile) -> HostInputs {
 fn longca_bench() {
     let Some(gpu) = gpu() else { return };
     run("longca-bench", |file| {
-        // Files of block masks hold q, k and v too, but are for plans.
-        if !file.has(&["q", "k", "v", "out", "lse"]) || file.contains("block_mask") {
+        if file.contains("block_mask") {
+            return block_sparse(&gpu, file);
+        }
+        if !file.has(&["q", "k", "v", "out", "lse"]) {
             // Masks alone have a test of their own.
             return file.contains("areas");
         }
@@ -77,6 +81,33 @@ fn longca_bench() {
         }
         true
     });
+}
+
+/// `block_mask [KV, nq, nk]` between `row_offsets [KV, nq + 1]` and `col_offsets [KV, nk + 1]`.
+fn block_sparse(gpu: &Gpu, file: &GoldenFile) -> bool {
+    let inputs = inputs(file);
+    let on = file.u8("block_mask").unwrap();
+    let offsets = |name| -> Vec<Vec<u32>> {
+        let all = file.i32(name).unwrap();
+        all.rows().into_iter().map(|row| row.iter().map(|&x| x as u32).collect()).collect()
+    };
+    let plan = SparsePlan::from_variable_blocks(
+        PlanShape::from(&inputs.shape),
+        Share::PerKvHead,
+        false,
+        &offsets("row_offsets"),
+        &offsets("col_offsets"),
+        |plane, row, col| on[[plane, row, col]] != 0,
+    )
+    .unwrap();
+    let config = Config::new().with_scale(file.number("scale").unwrap());
+    let got = plans::run(gpu, &inputs, &plan, &config);
+    plans::judge(&inputs, &plan, &config, &got).unwrap();
+    let want: Vec<f64> = file.f64("out").unwrap().iter().copied().collect();
+    let want_lse: Vec<f64> = file.lse("lse").unwrap().iter().copied().collect();
+    let (out, lse) = (compare(&got.out, &want), compare(&got.lse, &want_lse));
+    assert!(out.max_abs <= OUT && lse.max_abs <= LSE, "{}: {out:?} {lse:?}", file.name);
+    true
 }
 
 /// The masks themselves, as explicit bits: with equal logits, every allowed key has the same weight.

@@ -19,35 +19,35 @@ const MAX_TOKENS: usize = (1 << 30) - 1;
 const MAX_TABLES: usize = 4;
 
 /// Inputs of one call, in a form that kernels can address.
-pub(super) struct Call {
-    pub(super) shape: AttentionShape,
-    pub(super) q: Tensor,
-    pub(super) k: Tensor,
-    pub(super) v: Tensor,
+pub(crate) struct Call {
+    pub(crate) shape: AttentionShape,
+    pub(crate) q: Tensor,
+    pub(crate) k: Tensor,
+    pub(crate) v: Tensor,
     /// `[heads]`, contiguous.
-    pub(super) sinks: Option<Tensor>,
+    pub(crate) sinks: Option<Tensor>,
 }
 
 /// A window's binding, and its place in the parameters.
-pub(super) struct Bound {
-    pub(super) binding: Binding,
-    pub(super) place: [u32; 4],
+pub(crate) struct Bound {
+    pub(crate) binding: Binding,
+    pub(crate) place: [u32; 4],
 }
 
 /// The inputs' windows of one job.
-pub(super) struct Bounds {
-    pub(super) q: Bound,
-    pub(super) k: Bound,
-    pub(super) v: Bound,
+pub(crate) struct Bounds {
+    pub(crate) q: Bound,
+    pub(crate) k: Bound,
+    pub(crate) v: Bound,
 }
 
 impl Call {
-    pub(super) fn dtype(&self) -> DType {
+    pub(crate) fn dtype(&self) -> DType {
         self.q.dtype()
     }
 
     /// Upper bound of the operations of one query row, in one forward pass.
-    pub(super) fn work_per_row(&self, mask: &Mask) -> f64 {
+    pub(crate) fn work_per_row(&self, mask: &Mask) -> f64 {
         let keys = match mask.as_window() {
             Some((left, right)) => {
                 left.saturating_add(right).saturating_add(1).min(self.shape.keys)
@@ -58,7 +58,7 @@ impl Call {
     }
 
     /// Upper bound of the keys (or queries) that a tile of `tile` rows visits, of `length` in all.
-    pub(super) fn steps(&self, mask: &Mask, tile: usize, length: usize) -> usize {
+    pub(crate) fn steps(&self, mask: &Mask, tile: usize, length: usize) -> usize {
         match mask.as_window() {
             Some((left, right)) => length.min(left.saturating_add(right).saturating_add(tile)),
             None => length,
@@ -66,7 +66,7 @@ impl Call {
     }
 
     /// Bytes that a job binds of the inputs, if it reads `queries` and all keys in `keys`.
-    pub(super) fn windows(
+    pub(crate) fn windows(
         &self,
         job: &Job,
         queries: &std::ops::Range<usize>,
@@ -80,7 +80,7 @@ impl Call {
         ])
     }
 
-    pub(super) fn bind(
+    pub(crate) fn bind(
         &self,
         job: &Job,
         queries: &std::ops::Range<usize>,
@@ -96,14 +96,14 @@ impl Call {
 }
 
 /// Binds a window whose first token has number `first`.
-pub(super) fn bind(window: &Tensor, first: usize) -> Bound {
+pub(crate) fn bind(window: &Tensor, first: usize) -> Bound {
     let (binding, start) = window.binding();
     Bound { binding, place: place(window, start, first) }
 }
 
 impl Attention {
     /// The form of this configuration's kernels for inputs of `dtype`.
-    pub(super) fn form(&self, dtype: DType) -> Form<'_> {
+    pub(crate) fn form(&self, dtype: DType) -> Form<'_> {
         Form {
             dtype,
             soft_cap: self.config.soft_cap.is_some(),
@@ -113,7 +113,7 @@ impl Attention {
     }
 
     /// Checks everything that can be wrong with a call.
-    pub(super) fn check(&self, inputs: Inputs<'_>) -> Result<AttentionShape> {
+    pub(crate) fn check(&self, inputs: Inputs<'_>) -> Result<AttentionShape> {
         let Inputs { q, k, v, sinks } = inputs;
         let dtype = q.dtype();
         if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
@@ -149,7 +149,7 @@ impl Attention {
         Ok(shape)
     }
 
-    pub(super) fn check_device(&self, arg: &'static str, tensor: &Tensor) -> Result<()> {
+    pub(crate) fn check_device(&self, arg: &'static str, tensor: &Tensor) -> Result<()> {
         if tensor.gpu().is_same(&self.gpu) {
             return Ok(());
         }
@@ -158,7 +158,7 @@ impl Attention {
     }
 
     /// Inputs that kernels can address: packed where they are not so already.
-    pub(super) fn prepare(&self, inputs: Inputs<'_>, shape: AttentionShape) -> Result<Call> {
+    pub(crate) fn prepare(&self, inputs: Inputs<'_>, shape: AttentionShape) -> Result<Call> {
         Ok(Call {
             shape,
             q: vec4(inputs.q, false)?,
@@ -172,7 +172,7 @@ impl Attention {
     }
 
     /// Parameters of the call and of one job, tiles not included.
-    pub(super) fn common(&self, call: &Call, job: &Job, table: &Table, bounds: &Bounds) -> Common {
+    pub(crate) fn common(&self, call: &Call, job: &Job, table: &Table, bounds: &Bounds) -> Common {
         let shape = &call.shape;
         let scale = self.config.scale_for(shape.dim_qk);
         let natural = self.form(call.dtype()).natural();
@@ -196,7 +196,7 @@ impl Attention {
     }
 
     /// The table for tiles of `tile` queries (or keys).
-    pub(super) fn table(&self, lengths: Lengths, tile: usize, side: Side) -> Result<Table> {
+    pub(crate) fn table(&self, lengths: Lengths, tile: usize, side: Side) -> Result<Table> {
         let mut cached = lock(&self.tables);
         let window = self.config.mask.as_window();
         // A window needs no table, so that the modifier's parameters serve for all lengths.
@@ -231,23 +231,23 @@ impl Attention {
 
     /// Refuses loops that are too long for this device, which would end them early and give a wrong
     /// result without a word.
-    pub(super) fn check_steps(&self, what: &str, steps: usize) -> Result<()> {
+    pub(crate) fn check_steps(&self, what: &str, steps: usize) -> Result<()> {
         self.gpu.capabilities().check_steps(format!("`{what}` of this many tokens"), steps)
     }
 
     /// Something to bind where a kernel's binding is not used.
-    pub(super) fn unused(&self) -> Result<Binding> {
+    pub(crate) fn unused(&self) -> Result<Binding> {
         Ok(Tensor::uninit(&self.gpu, &[4], DType::F32)?.binding().0)
     }
 }
 
-pub(super) fn wrong_type(arg: &'static str, expected: &str, tensor: &Tensor) -> Error {
+pub(crate) fn wrong_type(arg: &'static str, expected: &str, tensor: &Tensor) -> Error {
     let (expected, got) = (expected.into(), tensor.dtype().name().into());
     attn_core::Error::Dtype { arg, expected, got }.into()
 }
 
 /// Checks a tensor that is given to be written, or to be read as it is.
-pub(super) fn check_output(
+pub(crate) fn check_output(
     arg: &'static str,
     tensor: &Tensor,
     shape: &[usize],
@@ -269,7 +269,7 @@ pub(super) fn check_output(
 
 /// The tensor itself, or a packed copy with the last dimension filled up with zeros. With
 /// `whole_heads`, heads that interleave are packed too, if one of them would exceed a binding.
-pub(super) fn vec4(tensor: &Tensor, whole_heads: bool) -> Result<Tensor> {
+pub(crate) fn vec4(tensor: &Tensor, whole_heads: bool) -> Result<Tensor> {
     let limit = tensor.gpu().capabilities().max_binding_bytes;
     let size = tensor.dtype().bytes() as u64;
     let head = || (tensor.shape()[2] as u64).saturating_mul(tensor.strides()[2] as u64 * size);

@@ -11,7 +11,7 @@ use crate::kernel::{Call as Dispatch, Constants, KernelSource};
 use crate::tensor::{DType, Tensor};
 
 /// Snippets of all attention kernels.
-pub(super) const SNIPPETS: &[(&str, &str)] = &[
+pub(crate) const SNIPPETS: &[(&str, &str)] = &[
     ("linear", include_str!("../../kernels/linear.wgsl")),
     ("attention_fields", include_str!("../../kernels/attention_fields.wgsl")),
     ("attention_storage", include_str!("../../kernels/attention_storage.wgsl")),

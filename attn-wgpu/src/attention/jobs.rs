@@ -10,21 +10,21 @@ use crate::tensor::Tensor;
 
 /// What a kernel's dispatches are split along.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Grid {
-    pub(super) batch: usize,
+pub(crate) struct Grid {
+    pub(crate) batch: usize,
     /// Query heads.
-    pub(super) heads: usize,
+    pub(crate) heads: usize,
     /// Query heads per key head.
-    pub(super) group: usize,
+    pub(crate) group: usize,
     /// Tiles of a head: of queries or of keys.
-    pub(super) tiles: usize,
+    pub(crate) tiles: usize,
     /// Whether the query heads of one key head may go to different dispatches.
-    pub(super) split_groups: bool,
+    pub(crate) split_groups: bool,
 }
 
 impl Grid {
     /// `tiles` tiles of every head, each of which may be a dispatch of its own.
-    pub(super) fn new(shape: &AttentionShape, tiles: usize) -> Self {
+    pub(crate) fn new(shape: &AttentionShape, tiles: usize) -> Self {
         let AttentionShape { batch, heads, .. } = *shape;
         Grid { batch, heads, group: shape.group(), tiles, split_groups: true }
     }
@@ -33,18 +33,18 @@ impl Grid {
 /// The part of a call that one dispatch does. A tile is computed as a whole by one dispatch, so a
 /// result never depends on how a call is split.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Job {
-    pub(super) batch: Range<usize>,
+pub(crate) struct Job {
+    pub(crate) batch: Range<usize>,
     /// Query heads: whole groups, or some of one group.
-    pub(super) heads: Range<usize>,
-    pub(super) tiles: Range<usize>,
+    pub(crate) heads: Range<usize>,
+    pub(crate) tiles: Range<usize>,
 }
 
 impl Job {
     /// Jobs whose windows fit a binding and whose work is below the cap.
     ///
     /// `windows` names the bytes that a job binds of each tensor, `work` estimates its operations.
-    pub(super) fn split(
+    pub(crate) fn split(
         grid: &Grid,
         gpu: &Gpu,
         work: impl Fn(&Job) -> f64,
@@ -112,28 +112,28 @@ impl Job {
     }
 
     /// Planes (batch entries times query heads) of the job.
-    pub(super) fn planes(&self) -> usize {
+    pub(crate) fn planes(&self) -> usize {
         self.batch.len() * self.heads.len()
     }
 
     /// Key heads of the job.
-    pub(super) fn heads_kv(&self, group: usize) -> Range<usize> {
+    pub(crate) fn heads_kv(&self, group: usize) -> Range<usize> {
         self.heads.start / group..self.heads.end.div_ceil(group)
     }
 
     /// Query heads per key head inside the job.
-    pub(super) fn group(&self, group: usize) -> usize {
+    pub(crate) fn group(&self, group: usize) -> usize {
         group.min(self.heads.len())
     }
 
     /// Tokens of the job's tiles of `tile` tokens, out of `length`.
-    pub(super) fn tokens(&self, tile: usize, length: usize) -> Range<usize> {
+    pub(crate) fn tokens(&self, tile: usize, length: usize) -> Range<usize> {
         self.tiles.start * tile..(self.tiles.end * tile).min(length)
     }
 
     /// The part of a `[batch, heads, tokens, ..]` tensor that belongs to the job's batch entries,
     /// to `heads` and to `tokens`.
-    pub(super) fn window(
+    pub(crate) fn window(
         &self,
         tensor: &Tensor,
         heads: &Range<usize>,
@@ -147,6 +147,6 @@ impl Job {
 }
 
 /// Bytes that binding a tensor takes.
-pub(super) fn bytes(tensor: &Tensor) -> u64 {
+pub(crate) fn bytes(tensor: &Tensor) -> u64 {
     tensor.binding().0.bytes
 }

@@ -79,7 +79,7 @@ pub(super) fn mask_table(
 
 /// What the tiles are tiles of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Side {
+pub(crate) enum Side {
     /// Tiles of queries visit keys: forward, and the gradient of the queries.
     Queries,
     /// Tiles of keys visit queries: the gradients of keys and values.

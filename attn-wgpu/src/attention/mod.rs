@@ -1,18 +1,18 @@
 //! Fused dense attention: forward, decode with split keys, merge of partial results, backward.
 
 mod backward;
-mod call;
+pub(crate) mod call;
 #[cfg(feature = "bench")]
 pub mod catalogue;
 mod columns;
 mod decode;
-mod forward;
-mod jobs;
-mod mask_table;
+pub(crate) mod forward;
+pub(crate) mod jobs;
+pub(crate) mod mask_table;
 mod merge;
 mod modifier;
-mod params;
-mod variant;
+pub(crate) mod params;
+pub(crate) mod variant;
 mod warm_up;
 mod weights;
 
@@ -55,11 +55,11 @@ pub struct Attention {
 
 /// What kernels read besides the tensors: the modifier's parameters and the mask.
 #[derive(Debug, Clone)]
-struct Table {
+pub(crate) struct Table {
     lengths: Lengths,
     tile: usize,
     side: Side,
-    words: Tensor,
+    pub(crate) words: Tensor,
     left: i32,
     right: i32,
 }
@@ -324,7 +324,12 @@ impl Attention {
     }
 
     /// Output 0; lse and the other statistics of an empty sum, to which sinks are added.
-    fn run_without_keys(&self, inputs: Inputs<'_>, out: &Tensor, stats: &Tensor) -> Result<()> {
+    pub(crate) fn run_without_keys(
+        &self,
+        inputs: Inputs<'_>,
+        out: &Tensor,
+        stats: &Tensor,
+    ) -> Result<()> {
         let zero = Tensor::zeros(&self.gpu, &[1; 4], out.dtype())?;
         ops::copy(&zero.expand(out.shape())?, out)?;
         ops::fill(stats, &f32::NEG_INFINITY.to_ne_bytes())?;

@@ -39,7 +39,7 @@ const MAX_ACCESSES_BACKWARD: u32 = 160;
 const DECODE_ROWS: [u32; 6] = [1, 2, 3, 4, 6, 8];
 
 /// Keys are split over workgroups up to this many queries.
-pub(super) const FEW_QUERIES: usize = 8;
+pub(crate) const FEW_QUERIES: usize = 8;
 
 impl Variant {
     /// The variant of the forward kernel. Never depends on batch, heads, or lengths.
@@ -78,6 +78,26 @@ impl Variant {
         let compiled = DECODE_ROWS.into_iter().find(|&rows| rows >= wanted);
         variant.rows = compiled.unwrap_or(variant.rows).min(variant.rows);
         variant
+    }
+
+    /// The variant of the kernel of sparse plans for groups of at most `rows` rows (queries times heads
+    /// that share them), and whether groups of lanes share rows and split the keys of a step instead.
+    pub fn plan(
+        dim_qk: usize,
+        dim_v: usize,
+        rows: usize,
+        capabilities: &Capabilities,
+    ) -> (Variant, bool) {
+        let few = Variant::decode(dim_qk, dim_v, rows, capabilities);
+        if rows <= few.rows as usize {
+            return (few, true);
+        }
+        let mut variant = Variant::forward(dim_qk, dim_v, capabilities);
+        let groups = (variant.workgroup / variant.lanes) as usize;
+        let wanted = rows.div_ceil(groups).min(variant.rows as usize) as u32;
+        let compiled = DECODE_ROWS.into_iter().find(|&rows| rows >= wanted);
+        variant.rows = compiled.unwrap_or(variant.rows).min(variant.rows);
+        (variant, false)
     }
 
     fn new(
@@ -131,7 +151,7 @@ impl Variant {
         if self.subgroups { 0 } else { 4 * self.workgroup * self.rows * self.keys.max(2) }
     }
 
-    pub(super) fn constants(&self) -> Constants {
+    pub(crate) fn constants(&self) -> Constants {
         Constants::new()
             .int("CHUNKS_QK", (self.dim_qk / 4).div_ceil(self.lanes))
             .int("CHUNKS_V", (self.dim_v / 4).div_ceil(self.lanes))

@@ -1,6 +1,7 @@
 //! What the test files share.
 #![allow(dead_code, missing_docs)]
 
+pub mod plans;
 pub mod rows;
 
 use std::sync::OnceLock;

@@ -78,6 +78,7 @@ const BY_FLAG: &[Row] = &[
         quick: &["forms::sinks", "places::parts_of_a_call_know_their_sinks"],
         long: &[],
     },
+    Row { of: "KEY_BIAS", quick: &["plan::biases_modifiers_and_soft_cap"], long: &[] },
     Row { of: "STATS", quick: &["forms::row_max_and_argmax"], long: &[] },
     Row { of: "SLICED", quick: &["forms::sequences_beyond_65536_tokens"], long: &[] },
     Row {
@@ -388,6 +389,29 @@ const SORTED: Row = Row {
     long: &[],
 };
 
+const PLAN: Row = Row {
+    of: "",
+    quick: &[
+        "plan_laws::every_key_counts_once",
+        "plan::plans_that_kernels_write",
+        "plan_laws::nan_in_keys_that_are_not_selected_changes_nothing",
+        "plan_laws::neighbours_splits_and_runs_change_no_bit",
+        "plan::chunks_of_any_length",
+        "plan::empty_rows_and_empty_tensors",
+        "plan::biases_modifiers_and_soft_cap",
+    ],
+    long: &[
+        "plan_laws::rows_of_every_kind_are_the_same_plan",
+        "plan::groups_of_very_different_sizes",
+        "plan::strided_inputs_and_outputs",
+        "plan::plans_that_are_used_again",
+        "plan::lengths_ratios_and_shares",
+        "plan::long_keys_are_computed_in_chunks",
+        "plan::plain_devices_and_poisoned_buffers",
+        "plan::any_plan_equals_the_reference",
+    ],
+};
+
 /// Files with the kernels that they are or that import them; a snippet's first kernels first.
 const BY_FILE: &[(&str, &[&Row])] = &[
     ("attention_forward", &[&FORWARD]),
@@ -400,6 +424,14 @@ const BY_FILE: &[(&str, &[&Row])] = &[
     ("attention_storage", &[&FORWARD, &DECODE]),
     ("attention_decode", &[&DECODE, &UNEVEN]),
     ("attention_merge", &[&MERGE]),
+    ("attention_plan", &[&PLAN]),
+    ("attention_plan_merge", &[&PLAN]),
+    ("plan_cost", &[&PLAN]),
+    ("plan_cursor", &[&PLAN]),
+    ("plan_dispatch", &[&PLAN]),
+    ("plan_fields", &[&PLAN]),
+    ("plan_groups", &[&PLAN]),
+    ("plan_items", &[&PLAN]),
     ("attention_backward_q", &[&BACKWARD]),
     ("attention_backward_kv", &[&BACKWARD]),
     ("attention_pairs", &[&BACKWARD]),
@@ -491,6 +523,7 @@ const ALL: &[&Row] = &[
     &POOLED,
     &PROBED,
     &BLOCK_ROWS,
+    &PLAN,
 ];
 
 /// The tests to run against a mutant, each once.

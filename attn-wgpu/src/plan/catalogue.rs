@@ -1,0 +1,109 @@
+//! The kernels of sparse plans in the variants that devices get: every head size and number of rows,
+//! and at one head size every kind of rows and entries, every choice of a call, and all at once.
+
+use attn_core::Modifier;
+
+use super::executor::{COST, DISPATCH, FORWARD, ITEMS, MERGE, scan_lanes};
+use crate::attention::params::{Form, storage};
+use crate::attention::variant::Variant;
+use crate::capabilities::Capabilities;
+use crate::kernel::{Constants, KernelSource};
+use crate::ops;
+use crate::tensor::DType;
+
+type Variants = Vec<(KernelSource, Constants, String)>;
+
+/// Flags of the kinds of rows.
+const ROWS: [&[&str]; 3] = [&["TILED"], &["LISTS"], &[]];
+
+/// Flags of the kinds of entries; none for a near part alone.
+const ENTRIES: [&[&str]; 5] = [
+    &[],
+    &["ENTRIES", "BLOCKS"],
+    &["ENTRIES", "BLOCK_BITS"],
+    &["ENTRIES", "SPANS"],
+    &["ENTRIES", "TOKENS"],
+];
+
+/// The flags of a pass, with a near part and without.
+fn passes() -> impl Iterator<Item = Vec<&'static str>> {
+    let kinds = ROWS.iter().flat_map(|rows| ENTRIES.iter().map(move |entries| (rows, entries)));
+    kinds.flat_map(|(rows, entries)| {
+        let flags: Vec<_> = rows.iter().chain(entries.iter()).copied().collect();
+        let mut with_near = flags.clone();
+        with_near.push("NEAR");
+        match (rows.first(), entries.first()) {
+            (Some(&"TILED"), Some(_)) => vec![flags, with_near],
+            (Some(&"TILED"), None) => vec![with_near],
+            (_, None) => Vec::new(),
+            _ => vec![flags],
+        }
+    })
+}
+
+fn flagged(constants: Constants, flags: &[&str]) -> Constants {
+    flags.iter().fold(constants, |constants, flag| constants.flag(flag, true))
+}
+
+/// Every variant of every kernel.
+pub(crate) fn variants(capabilities: &Capabilities) -> Variants {
+    let mut list = Vec::new();
+    let workgroup = || Constants::new().int("WORKGROUP", ops::workgroup(capabilities));
+    for flags in passes() {
+        list.push((COST, flagged(workgroup(), &flags), flags.join(" ")));
+    }
+    let lanes = scan_lanes(capabilities.max_workgroup_threads);
+    list.push((ITEMS, Constants::new().int("WORKGROUP", lanes), format!("workgroup {lanes}")));
+    list.push((DISPATCH, Constants::new(), String::new()));
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        for flags in [
+            &["TILED"][..],
+            &["LISTING"],
+            &["LISTING", "TILED"],
+            &["LISTING", "WEIGHTS"],
+            &["LISTING", "TILED", "WEIGHTS"],
+        ] {
+            let constants = flagged(storage(workgroup(), dtype), flags);
+            list.push((MERGE, constants, format!("{}, {}", dtype.name(), flags.join(" "))));
+        }
+    }
+    forward(&mut list, capabilities);
+    list
+}
+
+fn forward(list: &mut Variants, capabilities: &Capabilities) {
+    let modifiers = [
+        Modifier::alibi(&attn_core::alibi_slopes(4)),
+        Modifier::mask("near", "return f32(abs(position - key)) <= radius;")
+            .with_scalar("radius", 3.0),
+    ];
+    let plain = Form { dtype: DType::F32, soft_cap: false, modifier: None, bits: false };
+    let mut add = |dim, rows, form: &Form<'_>, flags: &[&str]| {
+        let (variant, split) = Variant::plan(dim, dim, rows, capabilities);
+        let constants = flagged(form.constants(&variant).flag("SPLIT", split), flags);
+        let half = form.dtype != DType::F32 || form.soft_cap || form.modifier.is_some();
+        let form = if half { format!(", {form:?}") } else { String::new() };
+        list.push((FORWARD, constants, format!("{variant}, {}{form}", flags.join(" "))));
+    };
+    let blocks = ["TILED", "ENTRIES", "BLOCKS"];
+    for dim in [16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256] {
+        [1, 1000].into_iter().for_each(|rows| add(dim, rows, &plain, &blocks));
+    }
+    (1..=16).chain([24, 32, 64, 128]).for_each(|rows| add(64, rows, &plain, &blocks));
+    for rows in [1, 1000] {
+        passes().for_each(|flags| add(64, rows, &plain, &flags));
+        for entries in [ENTRIES[1], ENTRIES[3], ENTRIES[4]] {
+            let flags: Vec<_> =
+                ["TILED", "NEAR", "KEY_BIAS"].iter().chain(entries).copied().collect();
+            add(64, rows, &plain, &flags);
+        }
+        for dtype in [DType::F16, DType::BF16] {
+            add(64, rows, &Form { dtype, ..plain.clone() }, &blocks);
+        }
+        add(64, rows, &Form { soft_cap: true, ..plain.clone() }, &blocks);
+        for modifier in &modifiers {
+            let form = Form { modifier: Some(modifier), soft_cap: true, ..plain.clone() };
+            add(64, rows, &form, &["TILED", "NEAR", "KEY_BIAS", "ENTRIES", "TOKENS"]);
+        }
+    }
+}

@@ -1,0 +1,575 @@
+//! Plans on a device.
+
+use std::sync::Arc;
+
+use attn_core::plan::{Combine, Entries, Near, Part, PlanShape, Rows, Share, SparsePlan};
+
+use super::params::blocks;
+use crate::error::Result;
+use crate::gpu::Gpu;
+use crate::tensor::{DType, Tensor};
+
+/// A sparse plan on a device. Cheap to clone; never depends on properties of the device.
+#[derive(Debug, Clone)]
+pub struct DevicePlan {
+    pub(crate) shape: PlanShape,
+    pub(crate) causal: bool,
+    pub(crate) share: Share,
+    pub(crate) near: Near,
+    pub(crate) max_dist: Option<u32>,
+    pub(crate) combine: Combine,
+    pub(crate) parts: Vec<DevicePart>,
+    /// Where each query is listed, unless the only part is tiled: see [`listing`].
+    pub(crate) listing: Option<Tensor>,
+}
+
+/// The queries of each group, as [`Rows`]; the numbers that select them are on the device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DeviceRows {
+    /// Every plane has `ceil(queries / bq)` groups of `bq` queries.
+    Tiled {
+        /// Queries of a group, at least 1.
+        bq: u32,
+    },
+    /// Any queries, rising inside a group.
+    Lists {
+        /// Groups of plane `p` are `plane_ptr[p] .. plane_ptr[p + 1]`.
+        plane_ptr: Arc<[u32]>,
+        /// Queries of all groups, or a bound of that.
+        queries: usize,
+    },
+    /// Intervals of queries.
+    Ranges {
+        /// Groups of plane `p` are `plane_ptr[p] .. plane_ptr[p + 1]`.
+        plane_ptr: Arc<[u32]>,
+    },
+}
+
+/// The keys of each group, as [`Entries`]; the numbers that select them are on the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DeviceEntries {
+    /// Blocks of a grid.
+    Blocks {
+        /// Keys of a block, at least 1.
+        bk: u32,
+        /// Where the grid starts.
+        origin: u32,
+    },
+    /// The same with one bit for each block of the grid.
+    Bits {
+        /// Keys of a block, at least 1.
+        bk: u32,
+        /// Where the grid starts.
+        origin: u32,
+    },
+    /// Intervals of keys.
+    Ranges,
+    /// Single keys.
+    Tokens,
+}
+
+/// A region of a part's words: what [`Rows`] and [`Entries`] have under the same names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Region {
+    /// Offsets of planes, of listed and ranged rows `[planes + 1]`.
+    PlanePtr,
+    /// Offsets of groups into `q_idx`, of listed rows `[groups + 1]`.
+    QPtr,
+    /// Queries, of listed rows `[capacity]`.
+    QIdx,
+    /// First queries, of ranged rows `[groups]`.
+    QStart,
+    /// Numbers of queries, of ranged rows `[groups]`.
+    QLen,
+    /// Offsets of groups into the entries, unless these are bits `[groups + 1]`.
+    RowPtr,
+    /// Entries: blocks or tokens `[capacity]`, ranges `[capacity, 2]`, bits `[groups, words]`.
+    Data,
+    /// Bits of the f32 biases of entries `[capacity]`.
+    Bias,
+}
+
+/// Numbers of [`Region`]s.
+const REGIONS: usize = 8;
+
+/// Regions begin at multiples of this many words, so that kernels may bind them apart.
+const ALIGN: usize = 64;
+
+/// Groups of queries with the keys of each, in one tensor of words.
+///
+/// The words have room for `capacity` entries. How many there are, the offsets say; no entry behind
+/// them is read.
+#[derive(Debug, Clone)]
+pub struct DevicePart {
+    pub(crate) rows: DeviceRows,
+    pub(crate) entries: DeviceEntries,
+    pub(crate) groups: usize,
+    pub(crate) capacity: usize,
+    pub(crate) biased: bool,
+    pub(crate) words: Tensor,
+    /// First word and length of each region.
+    regions: [(usize, usize); REGIONS],
+    /// Whether a key in several entries of one group counts as often.
+    pub(crate) multiset: bool,
+    /// Numbers of listed keys and of queries of each group, where the host knows them; else bounds
+    /// are used.
+    pub(crate) keys: Option<Arc<[u32]>>,
+    pub(crate) members: Option<Arc<[u32]>>,
+}
+
+impl DevicePart {
+    /// A part of `groups` groups with room for `capacity` entries (words of bits, for
+    /// [`DeviceEntries::Bits`]), and for a bias of each if it is `biased`. Everything but
+    /// [`Region::PlanePtr`] is for kernels to write.
+    ///
+    /// # Errors
+    /// [`attn_core::Error::Config`] for blocks or groups of 0; allocation errors.
+    pub fn new(
+        gpu: &Gpu,
+        rows: DeviceRows,
+        entries: DeviceEntries,
+        groups: usize,
+        capacity: usize,
+        biased: bool,
+    ) -> Result<DevicePart> {
+        let positive = |arg, value: u32| match value {
+            0 => Err(attn_core::Error::config(arg, "at least 1", 0)),
+            _ => Ok(()),
+        };
+        if let DeviceRows::Tiled { bq } = rows {
+            positive("bq", bq)?;
+        }
+        if let DeviceEntries::Blocks { bk, .. } | DeviceEntries::Bits { bk, .. } = entries {
+            positive("bk", bk)?;
+        }
+        let is_bits = matches!(entries, DeviceEntries::Bits { .. });
+        if is_bits && biased {
+            return Err(attn_core::Error::config("bias", "none for bits", "some").into());
+        }
+        let (planes, lists, ranges, queries) = match &rows {
+            DeviceRows::Tiled { .. } => (0, false, false, 0),
+            DeviceRows::Lists { plane_ptr, queries } => (plane_ptr.len(), true, false, *queries),
+            DeviceRows::Ranges { plane_ptr } => (plane_ptr.len(), false, true, 0),
+        };
+        let per_entry = if entries == DeviceEntries::Ranges { 2 } else { 1 };
+        let lengths = [
+            planes,
+            if lists { groups + 1 } else { 0 },
+            queries,
+            if ranges { groups } else { 0 },
+            if ranges { groups } else { 0 },
+            if is_bits { 0 } else { groups + 1 },
+            capacity * per_entry,
+            if biased { capacity } else { 0 },
+        ];
+        let mut end = 0;
+        let regions = lengths.map(|length| {
+            let start = end;
+            end = (start + length).next_multiple_of(ALIGN);
+            (start, length)
+        });
+        // Kernels bind something even where a plan has no group.
+        let words = Tensor::uninit(gpu, &[end.max(ALIGN)], DType::U32)?;
+        let part = DevicePart {
+            rows,
+            entries,
+            groups,
+            capacity,
+            biased,
+            words,
+            regions,
+            multiset: false,
+            keys: None,
+            members: None,
+        };
+        if let DeviceRows::Lists { plane_ptr, .. } | DeviceRows::Ranges { plane_ptr } = &part.rows {
+            part.write(Region::PlanePtr, plane_ptr)?;
+        }
+        Ok(part)
+    }
+
+    /// The queries of each group.
+    pub fn rows(&self) -> &DeviceRows {
+        &self.rows
+    }
+
+    /// The keys of each group.
+    pub fn entries(&self) -> DeviceEntries {
+        self.entries
+    }
+
+    /// Number of groups.
+    pub fn groups(&self) -> usize {
+        self.groups
+    }
+
+    /// Entries that there is room for; words, for bits.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// A region's words, a view `[length]` of u32 that kernels may write; empty where the kinds of
+    /// rows and entries have no such region.
+    ///
+    /// # Errors
+    /// None for a part that was made by this crate.
+    pub fn region(&self, region: Region) -> Result<Tensor> {
+        let (start, length) = self.regions[region as usize];
+        self.words.narrow(0, start, length)
+    }
+
+    /// First word of a region.
+    pub(crate) fn start(&self, region: Region) -> u32 {
+        self.regions[region as usize].0 as u32
+    }
+
+    fn write(&self, region: Region, words: &[u32]) -> Result<()> {
+        if words.is_empty() {
+            return Ok(());
+        }
+        let source = Tensor::from_slice(self.words.gpu(), words, &[words.len()])?;
+        crate::ops::copy(&source, &self.region(region)?.narrow(0, 0, words.len())?)
+    }
+
+    fn read(&self, region: Region) -> Result<Vec<u32>> {
+        self.region(region)?.to_vec()
+    }
+
+    fn upload(gpu: &Gpu, plan: &SparsePlan, part: &Part) -> Result<DevicePart> {
+        if part.q_slot.is_some() {
+            return Err(attn_core::Error::config("q_slot", "none", "some").into());
+        }
+        let (rows, groups) = match &part.rows {
+            Rows::Tiled { bq } => {
+                let groups = plan.planes() * plan.shape.queries.div_ceil((*bq).max(1) as usize);
+                (DeviceRows::Tiled { bq: *bq }, groups)
+            }
+            Rows::Lists { plane_ptr, q_ptr, q_idx } => {
+                let plane_ptr = plane_ptr.as_slice().into();
+                (DeviceRows::Lists { plane_ptr, queries: q_idx.len() }, q_ptr.len() - 1)
+            }
+            Rows::Ranges { plane_ptr, q_start, .. } => {
+                (DeviceRows::Ranges { plane_ptr: plane_ptr.as_slice().into() }, q_start.len())
+            }
+            _ => return Err(unknown("rows")),
+        };
+        let (entries, row_ptr, data): (_, &[u32], &[u32]) = match &part.entries {
+            Entries::Blocks { bk, origin, row_ptr, col } => {
+                (DeviceEntries::Blocks { bk: *bk, origin: *origin }, row_ptr, col)
+            }
+            Entries::Bits { bk, origin, words } => {
+                (DeviceEntries::Bits { bk: *bk, origin: *origin }, &[], words)
+            }
+            Entries::Ranges { row_ptr, ranges } => {
+                (DeviceEntries::Ranges, row_ptr, ranges.as_flattened())
+            }
+            Entries::Tokens { row_ptr, k_idx } => (DeviceEntries::Tokens, row_ptr, k_idx),
+            _ => return Err(unknown("entries")),
+        };
+        let capacity = if row_ptr.is_empty() { data.len() } else { part.entries.nnz() };
+        let biased = part.bias.is_some();
+        let mut uploaded = DevicePart::new(gpu, rows, entries, groups, capacity, biased)?;
+        uploaded.write(Region::RowPtr, row_ptr)?;
+        uploaded.write(Region::Data, data)?;
+        match &part.rows {
+            Rows::Lists { q_ptr, q_idx, .. } => {
+                uploaded.write(Region::QPtr, q_ptr)?;
+                uploaded.write(Region::QIdx, q_idx)?;
+            }
+            Rows::Ranges { q_start, q_len, .. } => {
+                uploaded.write(Region::QStart, q_start)?;
+                uploaded.write(Region::QLen, q_len)?;
+            }
+            _ => {}
+        }
+        if let Some(bias) = &part.bias {
+            let bits: Vec<u32> = bias.iter().map(|bias| bias.to_bits()).collect();
+            uploaded.write(Region::Bias, &bits)?;
+        }
+        uploaded.multiset = part.multiset;
+        uploaded.keys = Some(counts(plan, &part.entries, groups).into());
+        uploaded.members = match &part.rows {
+            Rows::Lists { q_ptr, .. } => Some(q_ptr.windows(2).map(|p| p[1] - p[0]).collect()),
+            Rows::Ranges { q_len, .. } => Some(q_len.as_slice().into()),
+            _ => None,
+        };
+        Ok(uploaded)
+    }
+
+    fn download(&self) -> Result<Part> {
+        let plane_ptr = || self.read(Region::PlanePtr);
+        let rows = match &self.rows {
+            DeviceRows::Tiled { bq } => Rows::Tiled { bq: *bq },
+            DeviceRows::Lists { .. } => {
+                let q_ptr = self.read(Region::QPtr)?;
+                let mut q_idx = self.read(Region::QIdx)?;
+                q_idx.truncate(q_ptr.last().map_or(0, |&end| end as usize));
+                Rows::Lists { plane_ptr: plane_ptr()?, q_ptr, q_idx }
+            }
+            DeviceRows::Ranges { .. } => Rows::Ranges {
+                plane_ptr: plane_ptr()?,
+                q_start: self.read(Region::QStart)?,
+                q_len: self.read(Region::QLen)?,
+            },
+        };
+        let row_ptr = self.read(Region::RowPtr)?;
+        let nnz = row_ptr.last().map_or(0, |&end| end as usize);
+        let mut data = self.read(Region::Data)?;
+        let cut = |mut data: Vec<u32>, length| {
+            data.truncate(length);
+            data
+        };
+        let entries = match self.entries {
+            DeviceEntries::Blocks { bk, origin } => {
+                Entries::Blocks { bk, origin, row_ptr, col: cut(data, nnz) }
+            }
+            DeviceEntries::Bits { bk, origin } => Entries::Bits { bk, origin, words: data },
+            DeviceEntries::Ranges => {
+                data.truncate(2 * nnz);
+                let ranges = data.chunks_exact(2).map(|pair| [pair[0], pair[1]]).collect();
+                Entries::Ranges { row_ptr, ranges }
+            }
+            DeviceEntries::Tokens => Entries::Tokens { row_ptr, k_idx: cut(data, nnz) },
+        };
+        let mut part = Part::new(rows, entries);
+        part.multiset = self.multiset;
+        if self.biased {
+            let bias = cut(self.read(Region::Bias)?, nnz);
+            part.bias = Some(bias.into_iter().map(f32::from_bits).collect());
+        }
+        Ok(part)
+    }
+}
+
+impl DevicePlan {
+    /// A plan of parts that kernels write, each query in one group, without near part or largest
+    /// distance. One tiled part; plans of other parts come from [`DevicePlan::upload`].
+    ///
+    /// # Errors
+    /// [`attn_core::Error::Config`] where the part has not the groups that the shape asks for.
+    pub fn new(
+        shape: PlanShape,
+        share: Share,
+        causal: bool,
+        part: DevicePart,
+    ) -> Result<DevicePlan> {
+        let host = SparsePlan::new(shape, share, causal, Vec::new());
+        host.check()?;
+        let DeviceRows::Tiled { bq } = part.rows else {
+            return Err(attn_core::Error::config("rows", "tiled", "lists or ranges").into());
+        };
+        let groups = host.planes() * shape.queries.div_ceil(bq as usize);
+        if part.groups != groups {
+            let expected = format!("{groups} groups");
+            return Err(attn_core::Error::config("groups", expected, part.groups).into());
+        }
+        if let DeviceEntries::Bits { bk, origin } = part.entries {
+            let words = blocks(shape.built_keys, bk, origin).div_ceil(32) * groups;
+            if part.capacity != words {
+                let expected = format!("{words} words");
+                return Err(attn_core::Error::config("capacity", expected, part.capacity).into());
+            }
+        }
+        Ok(DevicePlan {
+            shape,
+            causal,
+            share,
+            near: Near::default(),
+            max_dist: None,
+            combine: Combine::Single,
+            parts: vec![part],
+            listing: None,
+        })
+    }
+
+    /// The same with sinks and a window.
+    ///
+    /// # Errors
+    /// [`attn_core::Error::Config`] in a plan that is not causal.
+    pub fn with_near(self, near: Near) -> Result<DevicePlan> {
+        let plan = DevicePlan { near, ..self };
+        plan.settings().check()?;
+        Ok(plan)
+    }
+
+    /// The same without keys farther than `max_dist` before the query.
+    pub fn with_max_dist(self, max_dist: u32) -> DevicePlan {
+        DevicePlan { max_dist: Some(max_dist), ..self }
+    }
+
+    /// Copies a plan to a device.
+    ///
+    /// # Errors
+    /// [`attn_core::Error`] where the plan is not valid ([`SparsePlan::validate`]); allocation errors.
+    pub fn upload(gpu: &Gpu, plan: &SparsePlan) -> Result<DevicePlan> {
+        plan.validate()?;
+        let parts: Result<Vec<_>> =
+            plan.parts.iter().map(|part| DevicePart::upload(gpu, plan, part)).collect();
+        let parts = parts?;
+        // One softmax of one tiled part: its group follows from the query.
+        let union = matches!(plan.combine, Combine::Single | Combine::Lse);
+        let listing = match &parts[..] {
+            [DevicePart { rows: DeviceRows::Tiled { .. }, .. }] if union => None,
+            _ => {
+                let words = listing(plan);
+                Some(Tensor::from_slice(gpu, &words, &[words.len()])?)
+            }
+        };
+        Ok(DevicePlan {
+            shape: plan.shape,
+            causal: plan.causal,
+            share: plan.share,
+            near: plan.near,
+            max_dist: plan.max_dist,
+            combine: plan.combine.clone(),
+            parts,
+            listing,
+        })
+    }
+
+    /// Copies the plan to the host. Blocks.
+    ///
+    /// # Errors
+    /// Device errors.
+    pub fn download(&self) -> Result<SparsePlan> {
+        let parts: Result<Vec<_>> = self.parts.iter().map(DevicePart::download).collect();
+        let mut plan = self.settings();
+        plan.parts = parts?;
+        Ok(plan)
+    }
+
+    /// The plan after keys came, as [`SparsePlan::reuse`]: the same entries, for as many queries at the
+    /// end of `keys` keys. Copies nothing.
+    ///
+    /// # Errors
+    /// [`attn_core::Error::Config`] where there are fewer keys than before.
+    pub fn reuse(&self, keys: usize) -> Result<DevicePlan> {
+        let Some(came) = keys.checked_sub(self.shape.keys) else {
+            let expected = format!("at least {}", self.shape.keys);
+            return Err(attn_core::Error::config("keys", expected, keys).into());
+        };
+        let mut plan = self.clone();
+        plan.shape.keys = keys;
+        plan.shape.q_off = plan.shape.q_off.saturating_add_unsigned(came as u64);
+        Ok(plan)
+    }
+
+    /// The extents it was made for.
+    pub fn shape(&self) -> &PlanShape {
+        &self.shape
+    }
+
+    /// Whether no query sees a key behind its position.
+    pub fn causal(&self) -> bool {
+        self.causal
+    }
+
+    /// Which heads share a list.
+    pub fn share(&self) -> Share {
+        self.share
+    }
+
+    /// Explicit keys.
+    pub fn parts(&self) -> &[DevicePart] {
+        &self.parts
+    }
+
+    /// The plan without its parts, on the host.
+    pub(crate) fn settings(&self) -> SparsePlan {
+        let mut plan = SparsePlan::new(self.shape, self.share, self.causal, Vec::new());
+        (plan.near, plan.max_dist, plan.combine) = (self.near, self.max_dist, self.combine.clone());
+        plan
+    }
+}
+
+fn unknown(what: &'static str) -> crate::Error {
+    attn_core::Error::config(what, "a kind that kernels know", "another").into()
+}
+
+/// Keys that the entries of each group hold, a short last block counted as a whole one.
+fn counts(plan: &SparsePlan, entries: &Entries, groups: usize) -> Vec<u32> {
+    let of = |ptr: &[u32], bk: u32| ptr.windows(2).map(|p| (p[1] - p[0]) * bk).collect();
+    match entries {
+        Entries::Blocks { bk, row_ptr, .. } => of(row_ptr, *bk),
+        Entries::Tokens { row_ptr, .. } => of(row_ptr, 1),
+        Entries::Ranges { row_ptr, ranges } => {
+            let sum = |p: &[u32]| ranges[p[0] as usize..p[1] as usize].iter().map(|r| r[1]).sum();
+            row_ptr.windows(2).map(sum).collect()
+        }
+        Entries::Bits { bk, origin, words } => {
+            let width = blocks(plan.shape.built_keys, *bk, *origin).div_ceil(32);
+            let of = |group: usize| words[group * width..(group + 1) * width].iter();
+            (0..groups).map(|group| of(group).map(|w| w.count_ones()).sum::<u32>() * bk).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// Where each query of each plane is listed: offsets `[planes * queries + 1]`, then for each place
+/// part, group, row in the group, rows of the group, and the bits of the logarithm of the group's
+/// weight, NaN for its log-sum-exp; by rising part and group.
+fn listing(plan: &SparsePlan) -> Vec<u32> {
+    let queries = plan.shape.queries;
+    let mut places: Vec<Vec<[u32; 5]>> = vec![Vec::new(); plan.planes() * queries];
+    for (number, part) in plan.parts.iter().enumerate() {
+        let gates = match &plan.combine {
+            Combine::Gate(gates) => gates[number].as_deref(),
+            _ => None,
+        };
+        let mut gates = gates.map(|gates| gates.iter());
+        let own = near_weight(&plan.combine);
+        for plane in 0..plan.planes() {
+            for (group, members) in groups_of(&part.rows, plane, queries) {
+                let count = members.len() as u32;
+                for (row, query) in members.into_iter().enumerate() {
+                    let weight = match &mut gates {
+                        Some(gates) => gates.next().copied().unwrap_or(own),
+                        None => own,
+                    };
+                    let place = [number as u32, group as u32, row as u32, count, weight.to_bits()];
+                    places[plane * queries + query].push(place);
+                }
+            }
+        }
+    }
+    let mut end = 0;
+    let offsets = std::iter::once(0).chain(places.iter().map(|at| {
+        end += at.len() as u32;
+        end
+    }));
+    let mut words: Vec<u32> = offsets.collect();
+    words.extend(places.iter().flatten().flatten());
+    words
+}
+
+/// The logarithm of the near part's weight, NaN for its log-sum-exp.
+pub(super) fn near_weight(combine: &Combine) -> f32 {
+    if *combine == Combine::Mean { 0.0 } else { f32::NAN }
+}
+
+/// The groups of a plane with their queries.
+fn groups_of(rows: &Rows, plane: usize, queries: usize) -> Vec<(usize, Vec<usize>)> {
+    let slice = |ptr: &[u32], at: usize| ptr[at] as usize..ptr[at + 1] as usize;
+    match rows {
+        Rows::Tiled { bq } => {
+            let (bq, tiles) = (*bq as usize, queries.div_ceil(*bq as usize));
+            let of = |tile: usize| (tile * bq..((tile + 1) * bq).min(queries)).collect();
+            (0..tiles).map(|tile| (plane * tiles + tile, of(tile))).collect()
+        }
+        Rows::Lists { plane_ptr, q_ptr, q_idx } => {
+            let of = |group| q_idx[slice(q_ptr, group)].iter().map(|&q| q as usize).collect();
+            slice(plane_ptr, plane).map(|group| (group, of(group))).collect()
+        }
+        Rows::Ranges { plane_ptr, q_start, q_len } => {
+            let of = |group: usize| {
+                let start = q_start[group] as usize;
+                (start..(start + q_len[group] as usize).min(queries)).collect()
+            };
+            slice(plane_ptr, plane).map(|group| (group, of(group))).collect()
+        }
+        _ => Vec::new(),
+    }
+}
