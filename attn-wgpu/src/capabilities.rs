@@ -88,7 +88,7 @@ impl Capabilities {
 
     /// Refuses loops of `what` that are too long for this device, which would end them early and give
     /// a wrong result without a word.
-    pub(crate) fn check_steps(&self, what: String, steps: usize) -> Result<()> {
+    pub fn check_steps(&self, what: String, steps: usize) -> Result<()> {
         if steps <= self.max_loop_steps {
             return Ok(());
         }

@@ -50,6 +50,8 @@ pub mod settings;
 pub mod softmax;
 mod stream;
 mod tensor;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod vec4;
 
 pub use activation::Activation;

@@ -1,0 +1,346 @@
+//! Selection and attention on a device.
+//!
+//! ```text
+//! probe, pool            masses of keys, distances, blocks                    steps 1, 2
+//! block_scores           pooled probe on pooled keys                          step 3
+//! cover_rows             how many keys, distances or blocks, and pairs        steps 4, 6
+//! flexprefill_decide     the pattern of each head, its lines and pairs        steps 3, 4
+//! top_k_bits             the lines, and for query-aware heads the pairs       steps 5, 6
+//! bits_shift_or, ..      both as bits of blocks
+//! PlanAttention          attention on these blocks                            step 7
+//! ```
+//!
+//! Nothing is read back: counts stay on the device.
+
+use attn_core::dense::Config as Dense;
+use attn_core::plan::{PlanShape, Share};
+use attn_core::{AttentionShape, Mask};
+use attn_wgpu::attention::{Inputs, Output as Attended};
+use attn_wgpu::plan::{DeviceEntries, DevicePart, DevicePlan, DeviceRows, PlanAttention, Region};
+use attn_wgpu::select::{
+    BlockScores, Cover, Pool, PoolKind, Short, Wanted, bits_causal, bits_or, bits_shift_or,
+    block_scores, cover_rows, pool, probe, top_k_bits,
+};
+use attn_wgpu::{Call, Constants, DType, Gpu, KernelSource, Result, Tensor, ops};
+
+use crate::{BudgetRule, Config};
+
+const DECIDE: KernelSource = KernelSource {
+    name: "flexprefill_decide",
+    text: include_str!("kernels/flexprefill_decide.wgsl"),
+    imports: ops::SNIPPETS,
+};
+
+/// Lanes that share a head.
+const WORKGROUP: u32 = 64;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    planes: u32,
+    blocks: u32,
+    pooled_start: u32,
+    mass_start: u32,
+    verticals_start: u32,
+    slashes_start: u32,
+    pairs_start: u32,
+    decided_start: u32,
+    tau: f32,
+    min_lines: u32,
+    max_lines: u32,
+    divisor: u32,
+}
+
+/// The paper's mechanism on a device.
+#[derive(Debug, Clone)]
+pub struct FlexPrefill {
+    gpu: Gpu,
+    config: Config,
+    attention: PlanAttention,
+}
+
+/// What was selected for a prompt.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Selection {
+    /// Blocks of keys of every block of queries, per head.
+    pub plan: DevicePlan,
+    /// What was decided about each head; `None` where the prompt is so short that all blocks are on.
+    pub heads: Option<Heads>,
+}
+
+/// Decisions on the device: [`Heads::read`] gets them.
+#[derive(Debug, Clone)]
+pub struct Heads {
+    /// u32 `[5, planes]`.
+    decided: Tensor,
+}
+
+/// What was decided about one head.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct Head {
+    /// Square root of the Jensen-Shannon divergence of pooled from probed attention.
+    pub divergence: f32,
+    /// Whether the head is query-aware; else it has vertical and slash lines only.
+    pub query_aware: bool,
+    /// Vertical and slash lines, in blocks.
+    pub lines: [usize; 2],
+    /// Pairs of blocks that a query-aware head has besides.
+    pub pairs: usize,
+}
+
+/// What [`FlexPrefill::forward`] computes.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Output {
+    /// `[batch, heads, N, D]`, of the inputs' type.
+    pub out: Tensor,
+    /// Log-sum-exp of the rows, `[batch, heads, N]`, f32: results can be merged with others.
+    pub lse: Tensor,
+    /// The blocks it was computed on.
+    pub selection: Selection,
+}
+
+impl Heads {
+    /// The decisions, `[batch * heads]`. Waits for the device.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn read(&self) -> Result<Vec<Head>> {
+        let words = self.decided.to_vec::<u32>()?;
+        let planes = self.decided.shape()[1];
+        let head = |plane: usize| Head {
+            divergence: f32::from_bits(words[4 * planes + plane]),
+            query_aware: words[3 * planes + plane] != 0,
+            lines: [words[plane] as usize, words[planes + plane] as usize],
+            pairs: words[2 * planes + plane] as usize,
+        };
+        Ok((0..planes).map(head).collect())
+    }
+}
+
+impl FlexPrefill {
+    /// The mechanism with these parameters.
+    ///
+    /// # Errors
+    /// [`attn_core::Error::Config`], see [`Config::validate`].
+    pub fn new(gpu: &Gpu, config: Config) -> Result<FlexPrefill> {
+        config.validate()?;
+        let mut dense = Dense::new().with_mask(Mask::Causal);
+        if let Some(scale) = config.scale {
+            dense = dense.with_scale(scale);
+        }
+        let attention = PlanAttention::new(gpu, dense)?;
+        Ok(FlexPrefill { gpu: gpu.clone(), config, attention })
+    }
+
+    /// The parameters.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Selects the blocks that each head attends to, for queries `[batch, heads, N, D]` and keys
+    /// `[batch, heads_kv, N, D]` of a whole prompt: steps 0 to 6.
+    ///
+    /// # Errors
+    /// [`attn_core::Error::Shape`] for tensors that do not fit, or other numbers of queries than of keys;
+    /// those of the device.
+    pub fn select(&self, q: &Tensor, k: &Tensor) -> Result<Selection> {
+        let shape = AttentionShape::from_shapes(q.shape(), k.shape(), k.shape())?;
+        if shape.queries != shape.keys {
+            let expected = format!("as many queries as keys, {}", shape.keys);
+            return Err(attn_core::Error::shape("q", expected, q.shape()).into());
+        }
+        let blocks = shape.keys.div_ceil(self.config.block);
+        let grid = [shape.batch, shape.heads, blocks, blocks.div_ceil(32)];
+        if self.config.is_dense(shape.keys) || grid.contains(&0) {
+            let all = Tensor::full(&self.gpu, &[1; 4], u32::MAX)?.expand(&grid)?;
+            let plan = self.plan(&shape, &bits_causal(&all, 0)?)?;
+            return Ok(Selection { plan, heads: None });
+        }
+        let found = self.look(q, k, &shape)?;
+        let bits = self.bits(&found, grid)?;
+        let plan = self.plan(&shape, &bits)?;
+        Ok(Selection { plan, heads: Some(Heads { decided: found.decided }) })
+    }
+
+    /// Selection, then causal attention on the selected blocks. Inputs are all f32 or all of one half
+    /// type; selection is in f32.
+    ///
+    /// # Errors
+    /// As [`FlexPrefill::select`].
+    pub fn forward(&self, inputs: Inputs<'_>) -> Result<Output> {
+        let selection = self.select(inputs.q, inputs.k)?;
+        let Attended { out, lse, .. } = self.attention.forward(inputs, &selection.plan)?;
+        Ok(Output { out, lse, selection })
+    }
+
+    /// Attention on blocks that were selected before.
+    ///
+    /// # Errors
+    /// As [`PlanAttention::forward`].
+    pub fn attend(&self, inputs: Inputs<'_>, selection: &Selection) -> Result<Attended> {
+        self.attention.forward(inputs, &selection.plan)
+    }
+
+    /// Steps 1 to 4, and the scores of step 6.
+    fn look(&self, q: &Tensor, k: &Tensor, shape: &AttentionShape) -> Result<Found> {
+        let Config { block, gamma, tau, budget_rule, .. } = self.config;
+        let (tokens, planes) = (shape.keys, shape.batch * shape.heads);
+        let blocks = tokens.div_ceil(block);
+        let scale = 1.0 / (shape.dim_qk as f32).sqrt();
+        let last = q.narrow(2, tokens - block, block)?;
+        let seen = probe(&last, k, scale)?;
+        let per_block = |mass: &Tensor, short| {
+            let sums = Pool { short, ..Pool::new(block, PoolKind::Sum) };
+            let mass = mass.reshape(&[shape.batch, shape.heads, tokens, 1])?;
+            pool(&mass, &sums)?.contiguous()?.reshape(&[shape.batch, shape.heads, blocks])
+        };
+        let columns = per_block(&seen.columns, Short::Last)?;
+        let distances = per_block(&seen.distances, Short::First)?;
+
+        let mean = Pool::new(block, PoolKind::Mean);
+        let keys = pool(k, &mean)?;
+        let free = BlockScores { causal: false, ..BlockScores::new(scale) };
+        let pooled = block_scores(&pool(&last, &mean)?, &keys, &free)?;
+        let rows = |tensor: Tensor| tensor.contiguous()?.reshape(&[planes, blocks]);
+        let pooled = rows(pooled)?;
+
+        let share = gamma.min(f64::from(f32::MAX)) as f32;
+        let [verticals, slashes] = match budget_rule {
+            BudgetRule::BlockCover => {
+                [&columns, &distances].map(|mass| cover_rows(mass, share, Cover::AtLeast))
+            }
+            BudgetRule::TokensDiv => {
+                [&seen.columns, &seen.distances].map(|mass| cover_rows(mass, share, Cover::AtMost))
+            }
+        };
+        // Pairs of blocks of query-aware heads, if there may be any.
+        let scores = match tau > 0.0 {
+            false => None,
+            true => {
+                let words = BlockScores { align: 32, ..BlockScores::new(scale) };
+                let scores = block_scores(&pool(q, &mean)?, &keys, &words)?;
+                let width = blocks * blocks.next_multiple_of(32);
+                Some(scores.contiguous()?.reshape(&[planes, width])?)
+            }
+        };
+        let pairs = match &scores {
+            None => Tensor::zeros(&self.gpu, &[planes], DType::U32)?,
+            Some(scores) => {
+                let sum = (gamma * blocks as f64).min(f64::from(f32::MAX)) as f32;
+                cover_rows(scores, sum, Cover::AtMost)?
+            }
+        };
+        let counts = [&verticals?, &slashes?, &pairs];
+        let decided = self.decide(&pooled, &rows(columns.clone())?, counts, blocks)?;
+        Ok(Found { columns, distances, scores, decided })
+    }
+
+    fn decide(
+        &self,
+        pooled: &Tensor,
+        mass: &Tensor,
+        counts: [&Tensor; 3],
+        blocks: usize,
+    ) -> Result<Tensor> {
+        let planes = pooled.shape()[0];
+        let workgroup = WORKGROUP.min(self.gpu.capabilities().max_workgroup_threads);
+        let longest = blocks.div_ceil(workgroup as usize) + workgroup as usize;
+        self.gpu
+            .capabilities()
+            .check_steps("`flexprefill_decide` of this many blocks".into(), longest)?;
+        let decided = Tensor::uninit(&self.gpu, &[5, planes], DType::U32)?;
+        let all = [pooled, mass, counts[0], counts[1], counts[2], &decided].map(Tensor::binding);
+        let start = |number: usize| all[number].1 as u32;
+        let Config { block, tau, budget_rule, line_divisor, .. } = self.config;
+        let params = Params {
+            planes: planes as u32,
+            blocks: blocks as u32,
+            pooled_start: start(0),
+            mass_start: start(1),
+            verticals_start: start(2),
+            slashes_start: start(3),
+            pairs_start: start(4),
+            decided_start: start(5),
+            tau: tau as f32,
+            min_lines: self.config.min_blocks() as u32,
+            max_lines: self.config.max_blocks(blocks) as u32,
+            divisor: match budget_rule {
+                BudgetRule::BlockCover => 0,
+                BudgetRule::TokensDiv => line_divisor.unwrap_or(block).min(1 << 30) as u32,
+            },
+        };
+        let kernel = self.gpu.kernel(&DECIDE, Constants::new().int("WORKGROUP", workgroup))?;
+        kernel.dispatch(
+            &self.gpu,
+            &Call {
+                bindings: &all.map(|(binding, _)| binding),
+                params: bytemuck::bytes_of(&params),
+                groups: planes as u64,
+                work: 20.0 * (planes * blocks) as f64,
+            },
+        )?;
+        Ok(decided)
+    }
+
+    /// Steps 5 and 6, as bits of blocks `[batch, heads, blocks, words]`.
+    fn bits(&self, found: &Found, grid: [usize; 4]) -> Result<Tensor> {
+        let [batch, heads, blocks, words] = grid;
+        let count = |number: usize| {
+            found.decided.narrow(0, number, 1)?.contiguous()?.reshape(&[batch, heads])
+        };
+        if self.config.budget_rule == BudgetRule::TokensDiv {
+            // The first block takes one of the places.
+            let most = Tensor::full(&self.gpu, &[1; 3], f32::INFINITY)?;
+            for mass in [&found.columns, &found.distances] {
+                ops::copy(&most.expand(&[batch, heads, 1])?, &mass.narrow(2, 0, 1)?)?;
+            }
+        }
+        let mut first = vec![0u32; words];
+        first[0] = 1;
+        let first = Tensor::from_slice(&self.gpu, &first, &[1, 1, words])?;
+        let first = first.expand(&[batch, heads, words])?;
+        let lines = |mass: &Tensor, number| -> Result<Tensor> {
+            bits_or(&top_k_bits(mass, Wanted::Each(&count(number)?))?.bits, &first)
+        };
+        let (verticals, slashes) = (lines(&found.columns, 0)?, lines(&found.distances, 1)?);
+        let rows = verticals.reshape(&[batch, heads, 1, words])?.expand(&grid)?;
+        let mut bits = bits_shift_or(&rows, &slashes, 0)?;
+        if self.config.slash_both {
+            bits = bits_shift_or(&bits, &slashes, -1)?;
+        }
+        if let Some(scores) = &found.scores {
+            let wanted = count(2)?.reshape(&[batch * heads])?;
+            let pairs = top_k_bits(scores, Wanted::Each(&wanted))?.bits;
+            bits = bits_or(&bits, &pairs.reshape(&[batch, heads, blocks, words])?)?;
+        }
+        bits_causal(&bits, 0)
+    }
+
+    fn plan(&self, shape: &AttentionShape, bits: &Tensor) -> Result<DevicePlan> {
+        let block = self.config.block as u32;
+        let rows = DeviceRows::Tiled { bq: block };
+        let entries = DeviceEntries::Bits { bk: block, origin: 0 };
+        let groups = bits.len() / bits.shape()[3].max(1);
+        let part = DevicePart::new(&self.gpu, rows, entries, groups, bits.len(), false)?;
+        let data = part.region(Region::Data)?;
+        if !bits.is_empty() {
+            ops::copy(&bits.reshape(&[bits.len()])?, &data.reshape(&[bits.len()])?)?;
+        }
+        DevicePlan::new(PlanShape::from(shape), Share::PerHead, true, part)
+    }
+}
+
+/// What selection looks at.
+struct Found {
+    /// `[batch, heads, blocks]`.
+    columns: Tensor,
+    /// `[batch, heads, blocks]`.
+    distances: Tensor,
+    /// Of pairs of blocks, `[planes, blocks * blocks in whole words]`.
+    scores: Option<Tensor>,
+    /// See [`Heads`].
+    decided: Tensor,
+}

@@ -1,0 +1,12 @@
+//! FlexPrefill: sparse attention for prompts, chosen by each head for each prompt.
+#![cfg_attr(doctest, doc = include_str!("../README.md"))]
+
+mod config;
+mod gpu;
+pub mod reference;
+
+pub use attn_core::ndarray;
+pub use attn_wgpu::attention::Inputs;
+pub use attn_wgpu::{Error, Gpu, Tensor, wgpu};
+pub use config::{BudgetRule, Config};
+pub use gpu::{FlexPrefill, Head, Heads, Output, Selection};
