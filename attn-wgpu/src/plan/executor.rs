@@ -435,7 +435,7 @@ impl PlanAttention {
             .check_steps("`plan` of this many groups".into(), listed as usize / lanes as usize)?;
         let kernel = self.gpu.kernel(&ITEMS, Constants::new().int("WORKGROUP", lanes))?;
         let dispatch = Dispatch {
-            bindings: &[items.clone()],
+            bindings: std::slice::from_ref(&items),
             params: bytemuck::bytes_of(&listed),
             groups: 1,
             work: 0.0,
