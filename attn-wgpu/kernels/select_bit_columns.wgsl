@@ -33,4 +33,5 @@ fn one(index: u32) {
   }
 }
 
+@compute @workgroup_size(WORKGROUP)
 #import "each"

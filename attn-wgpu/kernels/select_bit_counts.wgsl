@@ -22,4 +22,5 @@ fn one(index: u32) {
   out[params.out_start + index] = sum;
 }
 
+@compute @workgroup_size(WORKGROUP)
 #import "each"

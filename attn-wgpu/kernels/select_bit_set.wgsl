@@ -37,4 +37,5 @@ fn one(index: u32) {
   out[index] = bits;
 }
 
+@compute @workgroup_size(WORKGROUP)
 #import "each"

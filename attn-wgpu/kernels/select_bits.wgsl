@@ -58,4 +58,5 @@ fn one(index: u32) {
   out[params.out_start + index] = bits;
 }
 
+@compute @workgroup_size(WORKGROUP)
 #import "each"

@@ -24,4 +24,5 @@ fn one(index: u32) {
   out[index] = low;
 }
 
+@compute @workgroup_size(WORKGROUP)
 #import "each"

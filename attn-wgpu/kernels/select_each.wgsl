@@ -1,9 +1,5 @@
-// The entry point of kernels that do `one(index)` for each index below `params.count`. An invocation
-// owns ITEMS indices, WORKGROUP apart.
-
-#import "linear"
-
-@compute @workgroup_size(WORKGROUP)
+// The entry point, behind its attributes, of kernels that do `one(index)` for each index below
+// `params.count`. An invocation owns ITEMS indices, WORKGROUP apart.
 fn each(
   @builtin(workgroup_id) workgroup: vec3<u32>,
   @builtin(num_workgroups) counts: vec3<u32>,
@@ -18,3 +14,5 @@ fn each(
     one(index);
   }
 }
+
+#import "linear"

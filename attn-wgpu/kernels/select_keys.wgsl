@@ -36,4 +36,5 @@ fn one(index: u32) {
   keys[index] = select(NONE, plane * params.classes + class_of, exists && class_of < params.classes);
 }
 
+@compute @workgroup_size(WORKGROUP)
 #import "each"

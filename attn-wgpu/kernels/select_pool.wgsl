@@ -47,4 +47,5 @@ fn one(index: u32) {
   out[at_place(numbers, params.out) + chunk] = value;
 }
 
+@compute @workgroup_size(WORKGROUP)
 #import "each"

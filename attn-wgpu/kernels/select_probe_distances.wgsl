@@ -55,4 +55,5 @@ fn one(index: u32) {
   }
 }
 
+@compute @workgroup_size(WORKGROUP)
 #import "each"

@@ -59,7 +59,7 @@ fn select_sort(
     places[lane * DIGITS + digit] = 0u;
   }
   for (var i = first; i < end; i++) {
-    let digit = key_at(i) >> shift & (DIGITS - 1u);
+    let digit = (key_at(i) >> shift) & (DIGITS - 1u);
     places[lane * DIGITS + digit] += 1u;
   }
   workgroupBarrier();
@@ -84,7 +84,7 @@ fn select_sort(
   workgroupBarrier();
   for (var i = first; i < end; i++) {
     let key = key_at(i);
-    let slot = lane * DIGITS + (key >> shift & (DIGITS - 1u));
+    let slot = lane * DIGITS + ((key >> shift) & (DIGITS - 1u));
     let place = places[slot];
     places[slot] = place + 1u;
     sorted_keys[place] = key;

@@ -22,4 +22,5 @@ fn one(index: u32) {
 #endif
 }
 
+@compute @workgroup_size(WORKGROUP)
 #import "each"
