@@ -21,7 +21,7 @@ use attn_wgpu::select::{
     BlockScores, Cover, Pool, PoolKind, Short, Wanted, bits_causal, bits_or, bits_shift_or,
     block_scores, cover_rows, pool, probe, top_k_bits,
 };
-use attn_wgpu::{Call, Constants, DType, Gpu, KernelSource, Result, Tensor, ops};
+use attn_wgpu::{Call, Capabilities, Constants, DType, Gpu, KernelSource, Result, Tensor, ops};
 
 use crate::{BudgetRule, Config};
 
@@ -246,7 +246,7 @@ impl FlexPrefill {
         blocks: usize,
     ) -> Result<Tensor> {
         let planes = pooled.shape()[0];
-        let workgroup = WORKGROUP.min(self.gpu.capabilities().max_workgroup_threads);
+        let workgroup = workgroup(self.gpu.capabilities());
         let longest = blocks.div_ceil(workgroup as usize) + workgroup as usize;
         self.gpu
             .capabilities()
@@ -272,7 +272,7 @@ impl FlexPrefill {
                 BudgetRule::TokensDiv => line_divisor.unwrap_or(block).min(1 << 30) as u32,
             },
         };
-        let kernel = self.gpu.kernel(&DECIDE, Constants::new().int("WORKGROUP", workgroup))?;
+        let kernel = self.gpu.kernel(&DECIDE, constants(self.gpu.capabilities()))?;
         kernel.dispatch(
             &self.gpu,
             &Call {
@@ -331,6 +331,22 @@ impl FlexPrefill {
         }
         DevicePlan::new(PlanShape::from(shape), Share::PerHead, true, part)
     }
+}
+
+/// Lanes that share a head on this device.
+fn workgroup(capabilities: &Capabilities) -> u32 {
+    WORKGROUP.min(capabilities.max_workgroup_threads)
+}
+
+fn constants(capabilities: &Capabilities) -> Constants {
+    Constants::new().int("WORKGROUP", workgroup(capabilities))
+}
+
+/// This crate's kernels in the variants that a device gets, for tools that check them.
+#[cfg(feature = "bench")]
+pub fn kernels(capabilities: &Capabilities) -> Vec<attn_wgpu::catalogue::Entry> {
+    let variant = "any".into();
+    vec![attn_wgpu::catalogue::Entry::new(DECIDE, constants(capabilities), variant)]
 }
 
 /// What selection looks at.

@@ -9,4 +9,6 @@ pub use attn_core::ndarray;
 pub use attn_wgpu::attention::Inputs;
 pub use attn_wgpu::{Error, Gpu, Tensor, wgpu};
 pub use config::{BudgetRule, Config};
+#[cfg(feature = "bench")]
+pub use gpu::kernels;
 pub use gpu::{FlexPrefill, Head, Heads, Output, Selection};

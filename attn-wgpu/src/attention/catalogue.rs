@@ -30,6 +30,13 @@ pub struct Entry {
     pub variant: String,
 }
 
+impl Entry {
+    /// A variant of a kernel of another crate.
+    pub fn new(source: KernelSource, constants: Constants, variant: String) -> Entry {
+        Entry { source, constants, variant }
+    }
+}
+
 /// Devices that differ in the variants they get, by name.
 pub fn devices() -> Vec<(&'static str, Capabilities)> {
     use DeviceKind::{Cpu, Discrete, Integrated};
