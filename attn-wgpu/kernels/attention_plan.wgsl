@@ -18,9 +18,9 @@ struct Params {
 @group(0) @binding(1) var<storage, read> k: array<Chunk>; // [B, Hkv, N, dim_qk]
 @group(0) @binding(2) var<storage, read> v: array<Chunk>; // [B, Hkv, N, dim_v]
 @group(0) @binding(3) var<storage, read_write> parts: array<vec4<f32>>; // [items, tile, dim_v + 1]
-@group(0) @binding(4) var<storage, read> plan: array<u32>; // see plan/device.rs
+@group(0) @binding(4) var<storage, read> plan: array<u32>; // [words], see plan/device.rs
 @group(0) @binding(5) var<storage, read> items: array<u32>; // offsets [listed + 1], keys [listed]
-@group(0) @binding(6) var<storage, read> table: array<u32>; // the modifier's parameters
+@group(0) @binding(6) var<storage, read> table: array<u32>; // [words], the modifier's parameters
 
 const SUMS = ROWS * KEYS;
 

@@ -24,9 +24,9 @@ struct Params {
 @group(0) @binding(1) var<storage, read> items: array<u32>; // offsets [listed + 1], keys [listed]
 @group(0) @binding(2) var<storage, read_write> out: array<Chunk>; // [B, H, M, dim_v]
 @group(0) @binding(3) var<storage, read_write> lse: array<u32>; // [B, H, M]
-// Where queries are listed: offsets [planes * M + 1]; then part, group, row, rows of the group, weight.
-@group(0) @binding(4) var<storage, read> listing: array<u32>;
-@group(0) @binding(5) var<storage, read> part_base: array<u32>; // per part, items minus groups
+// Where queries are listed: part, group, row, rows of the group, weight.
+@group(0) @binding(4) var<storage, read> listing: array<u32>; // offsets [planes * M + 1], [places, 5]
+@group(0) @binding(5) var<storage, read> part_base: array<u32>; // items minus groups [parts]
 
 #import "linear"
 

@@ -7,7 +7,7 @@ struct Params {
 #import "plan_fields"
 }
 
-@group(0) @binding(0) var<storage, read> plan: array<u32>; // see plan/device.rs
+@group(0) @binding(0) var<storage, read> plan: array<u32>; // [words], see plan/device.rs
 @group(0) @binding(1) var<storage, read_write> items: array<u32>; // items [listed], -, keys [listed]
 
 #import "linear"

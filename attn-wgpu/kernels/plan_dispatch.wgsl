@@ -10,8 +10,8 @@ struct Params {
   at: u32,
 }
 
-@group(0) @binding(0) var<storage, read> items: array<u32>; // offsets
-@group(0) @binding(1) var<storage, read_write> args: array<u32>; // [.., x, y, z, ..]
+@group(0) @binding(0) var<storage, read> items: array<u32>; // offsets [listed + 1]
+@group(0) @binding(1) var<storage, read_write> args: array<u32>; // [passes, 4]: x, y, z, -
 
 @compute @workgroup_size(1)
 fn plan_dispatch() {
