@@ -1,6 +1,6 @@
 //! Routing Transformer: tokens attend within clusters that online k-means finds.
 //!
-//! The choice of tokens is not causal: see [`reference`] and the README.
+//! The choice of tokens is not causal: see [`mod@reference`] and the README.
 
 mod config;
 pub mod reference;
