@@ -102,7 +102,9 @@ const ALIGN: usize = 64;
 /// Groups of queries with the keys of each, in one tensor of words.
 ///
 /// The words have room for `capacity` entries. How many there are, the offsets say; no entry behind
-/// them is read.
+/// them is read. Kernels that write a part keep it canonical as [`SparsePlan::validate`] says, except
+/// that entries may be out of sight: bits behind a group's last position are skipped, others only
+/// masked.
 #[derive(Debug, Clone)]
 pub struct DevicePart {
     pub(crate) rows: DeviceRows,

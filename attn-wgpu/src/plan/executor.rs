@@ -1,6 +1,7 @@
 //! Executing plans.
 
 use std::ops::Range;
+use std::sync::{Arc, Mutex};
 
 use attn_core::AttentionShape;
 use attn_core::Mask;
@@ -34,8 +35,9 @@ const MAX_PASSES: usize = 64;
 pub struct PlanAttention {
     pub(super) dense: Attention,
     pub(super) gpu: Gpu,
-    /// Numbers of workgroups, four words a pass.
-    pub(super) args: Tensor,
+    /// Numbers of workgroups, four words a pass. Locked from where a round writes them to where it is
+    /// recorded, since several threads may record.
+    pub(super) args: Arc<Mutex<Tensor>>,
     /// Keys of a chunk, for tests.
     chunk: Option<usize>,
 }
@@ -65,7 +67,7 @@ impl PlanAttention {
                 attn_core::Error::config("mask", "full or causal", config.mask.name()).into()
             );
         }
-        let args = Tensor::indirect(gpu, 4 * MAX_PASSES)?;
+        let args = Arc::new(Mutex::new(Tensor::indirect(gpu, 4 * MAX_PASSES)?));
         Ok(PlanAttention {
             dense: Attention::new(gpu, config)?,
             gpu: gpu.clone(),

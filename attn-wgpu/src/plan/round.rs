@@ -13,6 +13,7 @@ use crate::attention::jobs::Job;
 use crate::attention::mask_table::Side;
 use crate::attention::params::{Common, storage};
 use crate::error::Result;
+use crate::guard::lock;
 use crate::kernel::{Call as Dispatch, Constants, KernelSource};
 use crate::ops;
 use crate::tensor::{DType, Tensor};
@@ -130,7 +131,8 @@ impl PlanAttention {
             step.geometry.listed = listed;
         }
         let items = Tensor::uninit(&self.gpu, &[2 * listed as usize + 1], DType::U32)?;
-        self.list_items(run, &steps, &items, listed)?;
+        let args = lock(&self.args);
+        self.list_items(run, &steps, (&items, listed), &args)?;
         let count: u64 = steps.iter().map(|step| step.items).sum();
         let vec4s = count * copies.len() as u64 * run.item_bytes() / 16;
         let parts = Tensor::uninit(&self.gpu, &[vec4s.max(1) as usize * 4], DType::F32)?;
@@ -170,14 +172,21 @@ impl PlanAttention {
                     * 2.0
                     * (run.call.shape.dim_qk + run.call.shape.dim_v) as f64,
             };
-            kernel.dispatch_indirect(&self.gpu, &dispatch, &self.args.narrow(0, 4 * number, 3)?)?;
+            kernel.dispatch_indirect(&self.gpu, &dispatch, &args.narrow(0, 4 * number, 3)?)?;
         }
+        drop(args);
         let target = bind(&job.window(out, &job.heads, &rows)?, rows.start);
         self.merge(run, job, &steps, (&parts, &items), target, lse)
     }
 
     /// The offsets of the items of each group, and the dispatch arguments of each pass.
-    fn list_items(&self, run: &Run<'_>, steps: &[Step], items: &Tensor, listed: u32) -> Result<()> {
+    fn list_items(
+        &self,
+        run: &Run<'_>,
+        steps: &[Step],
+        (items, listed): (&Tensor, u32),
+        args: &Tensor,
+    ) -> Result<()> {
         let capabilities = self.gpu.capabilities();
         let workgroup = ops::workgroup(capabilities);
         let shape = &run.plan.shape;
@@ -200,8 +209,10 @@ impl PlanAttention {
             self.gpu.kernel(&COST, constants)?.dispatch(&self.gpu, &dispatch)?;
         }
         let lanes = scan_lanes(capabilities.max_workgroup_threads);
-        capabilities
-            .check_steps("`plan` of this many groups".into(), listed as usize / lanes as usize)?;
+        capabilities.check_steps(
+            "`plan` of this many groups".into(),
+            2 * listed as usize / lanes as usize,
+        )?;
         let kernel = self.gpu.kernel(&ITEMS, Constants::new().int("WORKGROUP", lanes))?;
         let dispatch = Dispatch {
             bindings: std::slice::from_ref(&items),
@@ -220,7 +231,7 @@ impl PlanAttention {
                 at: 4 * number as u32,
             };
             let dispatch = Dispatch {
-                bindings: &[items.clone(), self.args.binding().0],
+                bindings: &[items.clone(), args.binding().0],
                 params: bytemuck::bytes_of(&params),
                 groups: 1,
                 work: 0.0,
