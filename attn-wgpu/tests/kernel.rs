@@ -176,3 +176,45 @@ fn expansion() {
     assert_eq!(text(&["F", "G"]), format!("{head}yes\nboth\n"));
     assert_eq!(text(&["G"]), format!("{head}no\n"));
 }
+
+const COUNT_GROUPS: KernelSource = KernelSource {
+    name: "count_groups",
+    text: r#"
+@group(0) @binding(0) var<storage, read_write> count: array<atomic<u32>>; // [1]
+@compute @workgroup_size(1)
+fn count_groups() {
+  atomicAdd(&count[0], 1u);
+}
+"#,
+    imports: &[],
+};
+
+/// The device decides how many workgroups there are; here after a copy of the numbers.
+#[test]
+fn dispatches_of_as_many_workgroups_as_a_tensor_says() {
+    let Some(gpu) = gpu() else { return };
+    let args = Tensor::indirect(&gpu, 8).unwrap();
+    let kernel = gpu.kernel(&COUNT_GROUPS, Constants::new()).unwrap();
+    let count = Tensor::full(&gpu, &[1], 0u32).unwrap();
+    let call = |groups| Call { bindings: &[], params: &[], groups, work: 0.0 };
+    let bindings = [count.binding().0];
+    for (at, numbers) in [(0, [3u32, 1, 1]), (4, [2, 5, 1]), (4, [0, 1, 1])] {
+        let given = args.narrow(0, at, 3).unwrap();
+        let numbers = Tensor::from_slice(&gpu, &numbers, &[3]).unwrap();
+        attn_wgpu::ops::copy(&numbers, &given).unwrap();
+        let call = Call { bindings: &bindings, ..call(10) };
+        kernel.dispatch_indirect(&gpu, &call, &given).unwrap();
+    }
+    assert_eq!(count.to_vec::<u32>().unwrap(), [13]);
+    // With an upper bound of 0 nothing is recorded.
+    let none = Call { bindings: &bindings, ..call(0) };
+    kernel.dispatch_indirect(&gpu, &none, &args.narrow(0, 0, 3).unwrap()).unwrap();
+    assert_eq!(count.to_vec::<u32>().unwrap(), [13]);
+    let plain = Tensor::full(&gpu, &[3], 1u32).unwrap();
+    let short = args.narrow(0, 0, 2).unwrap();
+    for wrong in [&plain, &short] {
+        let call = Call { bindings: &bindings, ..call(1) };
+        let message = kernel.dispatch_indirect(&gpu, &call, wrong).unwrap_err().to_string();
+        assert!(message.contains("args"), "{message}");
+    }
+}

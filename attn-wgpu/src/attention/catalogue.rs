@@ -300,10 +300,12 @@ fn small(list: &mut List, workgroup: u32) {
 mod tests {
     use attn_core::Mask;
     use attn_core::dense::Config;
+    use attn_core::plan::{Combine, Near, PlanShape, SparsePlan};
 
     use super::*;
     use crate::attention::{Attention, Cotangents, Inputs, Saved, Want};
     use crate::gpu::tests;
+    use crate::plan::{DevicePlan, PlanAttention};
     use crate::{Gpu, Result, Tensor};
 
     /// Calls that need every kernel of attention, and some flags.
@@ -324,8 +326,28 @@ mod tests {
         let (q, k, v) = (tensor(9, PAIRED.0)?, tensor(9, PAIRED.0)?, tensor(9, PAIRED.1)?);
         let capped = Attention::new(gpu, Config::new().with_soft_cap(20.0))?;
         capped.forward(Inputs::new(&q, &k, &v).with_sinks(&sinks))?;
+        plans(gpu)?;
         let half = Tensor::from_slice(gpu, &[half::f16::ONE; 8], &[2, 4])?;
         half.narrow(1, 0, 2)?.contiguous()?;
+        Ok(())
+    }
+
+    /// Sparse plans with few rows and many, of one part and of two.
+    fn plans(gpu: &Gpu) -> Result<()> {
+        for queries in [1, 40] {
+            let tensor = |dim| Tensor::zeros(gpu, &[1, 2, queries, dim], DType::F32);
+            let (q, k, v) = (tensor(PAIRED.0)?, tensor(PAIRED.0)?, tensor(PAIRED.1)?);
+            let shape = PlanShape::new(1, 2, 2, queries, queries);
+            let near = Near { sink: 1, window: 4, grow: false };
+            let full = SparsePlan::full(shape, true, 1000)?.to_bits(4, 0)?.with_near(near);
+            let full = full.canonicalise()?;
+            let mut mean = full.clone().with_combine(Combine::Mean);
+            mean.parts.push(full.to_tokens()?.parts.swap_remove(0));
+            let attention = PlanAttention::new(gpu, Config::new().with_mask(Mask::Causal))?;
+            for plan in [full, mean] {
+                attention.forward(Inputs::new(&q, &k, &v), &DevicePlan::upload(gpu, &plan)?)?;
+            }
+        }
         Ok(())
     }
 
@@ -346,6 +368,8 @@ mod tests {
             "merge",
             "delta",
             "sinks",
+            "plan",
+            "plan_merge",
         ];
         for name in kernels {
             assert!(named(&format!("attention_{name} ")) > 0, "{name}: {ran:?}");

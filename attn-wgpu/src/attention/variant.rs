@@ -232,7 +232,16 @@ mod tests {
                     let backward = Variant::backward(dim_qk, dim_v, &capabilities);
                     let decodes = [1, 5, 16, 900]
                         .map(|rows| Variant::decode(dim_qk, dim_v, rows, &capabilities));
-                    for variant in decodes.into_iter().chain([forward, backward]) {
+                    let plans = [1, 7, 9, 33, 1000]
+                        .map(|rows| (rows, Variant::plan(dim_qk, dim_v, rows, &capabilities)));
+                    for (rows, (variant, split)) in plans {
+                        // Lanes that split keys own all rows, and others leave few without work.
+                        let case = format!("{rows} {variant:?} {capabilities:?}");
+                        assert!(!split || variant.rows as usize >= rows, "{case}");
+                        assert!(split || variant.rows == 1 || variant.tile() < 2 * rows, "{case}");
+                    }
+                    let plans = plans.map(|(_, (variant, _))| variant);
+                    for variant in decodes.into_iter().chain(plans).chain([forward, backward]) {
                         let case = format!("{dim_qk} {dim_v} {variant:?} {capabilities:?}");
                         assert!(
                             variant.dim_qk as usize >= dim_qk && variant.dim_v as usize >= dim_v,

@@ -3,7 +3,7 @@
 
 use attn_core::Modifier;
 
-use super::executor::{COST, DISPATCH, FORWARD, ITEMS, MERGE, scan_lanes};
+use super::round::{COST, DISPATCH, FORWARD, ITEMS, MERGE, scan_lanes};
 use crate::attention::params::{Form, storage};
 use crate::attention::variant::Variant;
 use crate::capabilities::Capabilities;
@@ -80,7 +80,12 @@ fn forward(list: &mut Variants, capabilities: &Capabilities) {
     let plain = Form { dtype: DType::F32, soft_cap: false, modifier: None, bits: false };
     let mut add = |dim, rows, form: &Form<'_>, flags: &[&str]| {
         let (variant, split) = Variant::plan(dim, dim, rows, capabilities);
-        let constants = flagged(form.constants(&variant).flag("SPLIT", split), flags);
+        let (own, biased) = match flags {
+            [own @ .., "KEY_BIAS"] => (own, true),
+            own => (own, false),
+        };
+        let constants = flagged(form.constants(&variant), own);
+        let constants = constants.flag("SPLIT", split).flag("KEY_BIAS", biased);
         let half = form.dtype != DType::F32 || form.soft_cap || form.modifier.is_some();
         let form = if half { format!(", {form:?}") } else { String::new() };
         list.push((FORWARD, constants, format!("{variant}, {}{form}", flags.join(" "))));
@@ -93,9 +98,10 @@ fn forward(list: &mut Variants, capabilities: &Capabilities) {
     for rows in [1, 1000] {
         passes().for_each(|flags| add(64, rows, &plain, &flags));
         for entries in [ENTRIES[1], ENTRIES[3], ENTRIES[4]] {
-            let flags: Vec<_> =
-                ["TILED", "NEAR", "KEY_BIAS"].iter().chain(entries).copied().collect();
-            add(64, rows, &plain, &flags);
+            for end in [&["KEY_BIAS"][..], &["NEAR", "KEY_BIAS"]] {
+                let flags: Vec<_> = ["TILED"].iter().chain(entries).chain(end).copied().collect();
+                add(64, rows, &plain, &flags);
+            }
         }
         for dtype in [DType::F16, DType::BF16] {
             add(64, rows, &Form { dtype, ..plain.clone() }, &blocks);
@@ -103,7 +109,7 @@ fn forward(list: &mut Variants, capabilities: &Capabilities) {
         add(64, rows, &Form { soft_cap: true, ..plain.clone() }, &blocks);
         for modifier in &modifiers {
             let form = Form { modifier: Some(modifier), soft_cap: true, ..plain.clone() };
-            add(64, rows, &form, &["TILED", "NEAR", "KEY_BIAS", "ENTRIES", "TOKENS"]);
+            add(64, rows, &form, &["TILED", "ENTRIES", "TOKENS", "NEAR", "KEY_BIAS"]);
         }
     }
 }

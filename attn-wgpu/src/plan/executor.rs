@@ -1,64 +1,25 @@
 //! Executing plans.
 
 use std::ops::Range;
+use std::sync::{Arc, Mutex};
 
 use attn_core::AttentionShape;
 use attn_core::Mask;
 use attn_core::dense::Config;
-use attn_core::plan::Combine;
+use attn_core::plan::Share;
 
-use super::device::{DevicePlan, near_weight};
-use super::params::{FAR, Geometry, Pass, chunk, pack};
-use super::rounds::{Bound, MAX_PARTS, bound, grid, groups, queries};
-use crate::attention::call::{Bound as Window, Call, bind, check_output};
+use super::bounds::{Bound, MAX_PARTS, bound, grid, groups, queries};
+use super::device::DevicePlan;
+use super::params::{FAR, Pass, chunk, pack};
+use crate::attention::call::{Call, check_output};
 use crate::attention::jobs::{Job, bytes};
-use crate::attention::mask_table::Side;
-use crate::attention::params::{Common, storage};
 use crate::attention::variant::Variant;
 use crate::attention::{Attention, Inputs, Output};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::kernel::{Call as Dispatch, Constants, KernelSource};
 use crate::ops;
 use crate::tensor::{DType, Tensor};
 use crate::vec4::is_vec4;
-
-macro_rules! snippet {
-    ($name:literal) => {
-        ($name, include_str!(concat!("../../kernels/", $name, ".wgsl")))
-    };
-}
-
-/// Snippets of the kernels that read plans.
-pub(crate) const SNIPPETS: &[(&str, &str)] = &[
-    snippet!("linear"),
-    snippet!("attention_fields"),
-    snippet!("attention_storage"),
-    snippet!("attention_logits"),
-    snippet!("attention_lanes"),
-    snippet!("attention_arguments"),
-    snippet!("attention_item"),
-    snippet!("attention_absorb"),
-    snippet!("plan_fields"),
-    snippet!("plan_groups"),
-    snippet!("plan_cursor"),
-];
-
-macro_rules! kernel {
-    ($name:literal) => {
-        KernelSource {
-            name: $name,
-            text: include_str!(concat!("../../kernels/", $name, ".wgsl")),
-            imports: SNIPPETS,
-        }
-    };
-}
-
-pub(crate) const COST: KernelSource = kernel!("plan_cost");
-pub(crate) const ITEMS: KernelSource = kernel!("plan_items");
-pub(crate) const DISPATCH: KernelSource = kernel!("plan_dispatch");
-pub(crate) const FORWARD: KernelSource = kernel!("attention_plan");
-pub(crate) const MERGE: KernelSource = kernel!("attention_plan_merge");
 
 /// Passes of one plan at most: what there is room for in the dispatch arguments.
 const MAX_PASSES: usize = 64;
@@ -72,75 +33,26 @@ const MAX_PASSES: usize = 64;
 /// near part, 64 MiB of them at once; more only for plans of several parts or of listed rows.
 #[derive(Debug, Clone)]
 pub struct PlanAttention {
-    dense: Attention,
-    gpu: Gpu,
-    /// Numbers of workgroups, four words a pass.
-    args: Tensor,
+    pub(super) dense: Attention,
+    pub(super) gpu: Gpu,
+    /// Numbers of workgroups, four words a pass. Locked from where a round writes them to where it is
+    /// recorded, since several threads may record.
+    pub(super) args: Arc<Mutex<Tensor>>,
     /// Keys of a chunk, for tests.
     chunk: Option<usize>,
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct CostParams {
-    queries: u32,
-    keys: u32,
-    geometry: Geometry,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct DispatchParams {
-    base: u32,
-    behind: u32,
-    copies: u32,
-    limit: u32,
-    at: u32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct ForwardParams {
-    common: Common,
-    geometry: Geometry,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct MergeParams {
-    dim_v: u32,
-    heads: u32,
-    first_query: u32,
-    row_queries: u32,
-    row_count: u32,
-    first_batch: u32,
-    first_head: u32,
-    queries: u32,
-    keys: u32,
-    out: [u32; 4],
-    lse: [u32; 3],
-    near_weight: u32,
-    geometry: Geometry,
-}
-
 /// One call.
-struct Run<'a> {
-    call: &'a Call,
-    plan: &'a DevicePlan,
-    passes: Vec<Pass<'a>>,
-    variant: Variant,
+pub(super) struct Run<'a> {
+    pub(super) call: &'a Call,
+    pub(super) plan: &'a DevicePlan,
+    pub(super) passes: Vec<Pass<'a>>,
+    pub(super) variant: Variant,
     /// Whether groups of lanes split the keys.
-    split: bool,
+    pub(super) split: bool,
     /// Rows of one item.
-    tile: usize,
-    chunk: usize,
-}
-
-/// A pass of one round: its parameters, and bounds of its work for one key head.
-struct Step {
-    geometry: Geometry,
-    items: u64,
-    pairs: f64,
+    pub(super) tile: usize,
+    pub(super) chunk: usize,
 }
 
 impl PlanAttention {
@@ -155,7 +67,7 @@ impl PlanAttention {
                 attn_core::Error::config("mask", "full or causal", config.mask.name()).into()
             );
         }
-        let args = Tensor::indirect(gpu, 4 * MAX_PASSES)?;
+        let args = Arc::new(Mutex::new(Tensor::indirect(gpu, 4 * MAX_PASSES)?));
         Ok(PlanAttention {
             dense: Attention::new(gpu, config)?,
             gpu: gpu.clone(),
@@ -331,238 +243,23 @@ impl PlanAttention {
             Ok(windows)
         })
     }
-
-    fn round(&self, run: &Run<'_>, job: &Job, out: &Tensor, lse: &Tensor) -> Result<()> {
-        let plan = run.plan;
-        let copies = copies(plan, job);
-        let mut listed = 0;
-        let mut steps = Vec::new();
-        for pass in &run.passes {
-            let range = groups(plan, pass, job);
-            let bound = run.bound(pass, range.clone());
-            let geometry = Geometry {
-                kv_count: copies.len() as u32,
-                kv_base: if plan.share == attn_core::plan::Share::AllHeads {
-                    copies.start as u32
-                } else {
-                    0
-                },
-                chunk: run.chunk as u32,
-                tile: run.tile as u32,
-                first_group: range.start as u32,
-                group_count: range.len() as u32,
-                base: listed,
-                ..pass.geometry(plan)
-            };
-            listed += range.len() as u32;
-            steps.push(Step { geometry, items: bound.items, pairs: bound.pairs });
-        }
-        for step in &mut steps {
-            step.geometry.listed = listed;
-        }
-        let items = Tensor::uninit(&self.gpu, &[2 * listed as usize + 1], DType::U32)?;
-        self.list_items(run, &steps, &items, listed)?;
-        let count: u64 = steps.iter().map(|step| step.items).sum();
-        let vec4s = count * copies.len() as u64 * run.item_bytes() / 16;
-        let parts = Tensor::uninit(&self.gpu, &[vec4s.max(1) as usize * 4], DType::F32)?;
-        let rows = queries(plan, job);
-        let bounds = run.call.bind(job, &rows, &(0..plan.shape.keys))?;
-        let table = self.dense.table(run.call.shape.lengths(), run.tile, Side::Queries)?;
-        let common =
-            Common { total: u32::MAX, ..self.dense.common(run.call, job, &table, &bounds) };
-        let bindings = [
-            bounds.q.binding,
-            bounds.k.binding,
-            bounds.v.binding,
-            parts.binding().0,
-            // The words of a part come here.
-            items.binding().0,
-            items.binding().0,
-            table.words.binding().0,
-        ];
-        for (number, (pass, step)) in run.passes.iter().zip(&steps).enumerate() {
-            let constants =
-                pass.constants(self.dense.form(run.call.dtype()).constants(&run.variant));
-            let biased = pass.part.is_some_and(|part| part.biased);
-            let constants = constants.flag("SPLIT", run.split).flag("KEY_BIAS", biased);
-            let kernel = self.gpu.kernel(&FORWARD, constants)?;
-            let mut bindings = bindings.clone();
-            if let Some(part) = pass.part {
-                bindings[4] = part.words.binding().0;
-            }
-            let copies = copies.len() as u64;
-            let params = ForwardParams { common, geometry: step.geometry };
-            let dispatch = Dispatch {
-                bindings: &bindings,
-                params: bytemuck::bytes_of(&params),
-                groups: step.items * copies,
-                work: step.pairs
-                    * copies as f64
-                    * 2.0
-                    * (run.call.shape.dim_qk + run.call.shape.dim_v) as f64,
-            };
-            kernel.dispatch_indirect(&self.gpu, &dispatch, &self.args.narrow(0, 4 * number, 3)?)?;
-        }
-        let target = bind(&job.window(out, &job.heads, &rows)?, rows.start);
-        self.merge(run, job, &steps, (&parts, &items), target, lse)
-    }
-
-    /// The offsets of the items of each group, and the dispatch arguments of each pass.
-    fn list_items(&self, run: &Run<'_>, steps: &[Step], items: &Tensor, listed: u32) -> Result<()> {
-        let capabilities = self.gpu.capabilities();
-        let workgroup = ops::workgroup(capabilities);
-        let shape = &run.plan.shape;
-        let (items, _) = items.binding();
-        for (pass, step) in run.passes.iter().zip(steps) {
-            let constants = pass.constants(Constants::new().int("WORKGROUP", workgroup));
-            let words = match pass.part {
-                Some(part) => part.words.binding().0,
-                None => self.dense.unused()?,
-            };
-            let (queries, keys) = (shape.queries as u32, shape.keys as u32);
-            let params = CostParams { queries, keys, geometry: step.geometry };
-            let groups = u64::from(step.geometry.group_count).div_ceil(workgroup.into());
-            let dispatch = Dispatch {
-                bindings: &[words, items.clone()],
-                params: bytemuck::bytes_of(&params),
-                groups,
-                work: 0.0,
-            };
-            self.gpu.kernel(&COST, constants)?.dispatch(&self.gpu, &dispatch)?;
-        }
-        let lanes = scan_lanes(capabilities.max_workgroup_threads);
-        capabilities
-            .check_steps("`plan` of this many groups".into(), listed as usize / lanes as usize)?;
-        let kernel = self.gpu.kernel(&ITEMS, Constants::new().int("WORKGROUP", lanes))?;
-        let dispatch = Dispatch {
-            bindings: std::slice::from_ref(&items),
-            params: bytemuck::bytes_of(&listed),
-            groups: 1,
-            work: 0.0,
-        };
-        kernel.dispatch(&self.gpu, &dispatch)?;
-        let kernel = self.gpu.kernel(&DISPATCH, Constants::new())?;
-        for (number, Step { geometry, .. }) in steps.iter().enumerate() {
-            let params = DispatchParams {
-                base: geometry.base,
-                behind: geometry.base + geometry.group_count,
-                copies: geometry.kv_count,
-                limit: capabilities.max_workgroups,
-                at: 4 * number as u32,
-            };
-            let dispatch = Dispatch {
-                bindings: &[items.clone(), self.args.binding().0],
-                params: bytemuck::bytes_of(&params),
-                groups: 1,
-                work: 0.0,
-            };
-            kernel.dispatch(&self.gpu, &dispatch)?;
-        }
-        Ok(())
-    }
-
-    fn merge(
-        &self,
-        run: &Run<'_>,
-        job: &Job,
-        steps: &[Step],
-        (parts, items): (&Tensor, &Tensor),
-        target: Window,
-        lse: &Tensor,
-    ) -> Result<()> {
-        let plan = run.plan;
-        let workgroup = ops::workgroup(self.gpu.capabilities());
-        let listed = plan.listing.is_some();
-        // What is found without the listing: the only part, or the near part where it stands alone.
-        let tiled = run.passes.iter().position(|pass| !listed || pass.part.is_none());
-        let constants = storage(Constants::new().int("WORKGROUP", workgroup), run.call.dtype())
-            .flag("LISTING", listed)
-            .flag("TILED", tiled.is_some())
-            .flag("WEIGHTS", !matches!(plan.combine, Combine::Single | Combine::Lse));
-        let kernel = self.gpu.kernel(&MERGE, constants)?;
-        let number = |step: &Step| step.geometry.base.wrapping_sub(step.geometry.first_group);
-        let (listing, part_base) = match &plan.listing {
-            Some(listing) => {
-                let mut bases: Vec<u32> = steps.iter().map(number).collect();
-                bases.push(0);
-                (
-                    listing.binding().0,
-                    Tensor::from_slice(&self.gpu, &bases, &[bases.len()])?.binding().0,
-                )
-            }
-            None => (self.dense.unused()?, self.dense.unused()?),
-        };
-        let geometry = match tiled.and_then(|tiled| steps.get(tiled)) {
-            Some(step) => step.geometry,
-            None => match steps.first() {
-                Some(step) => step.geometry,
-                None => Geometry {
-                    tile: run.tile as u32,
-                    ..Pass { part: None, near: false }.geometry(plan)
-                },
-            },
-        };
-        let rows: Range<usize> = queries(plan, job);
-        let [_, heads, queries] = run.call.shape.lse();
-        let (lse, lse_start) = lse.binding();
-        let row_count = job.planes() * rows.len();
-        let dim_v = run.call.v.shape()[3] / 4;
-        let params = MergeParams {
-            dim_v: dim_v as u32,
-            heads: job.heads.len() as u32,
-            first_query: rows.start as u32,
-            row_queries: rows.len() as u32,
-            row_count: row_count as u32,
-            first_batch: job.batch.start as u32,
-            first_head: job.heads.start as u32,
-            queries: queries as u32,
-            keys: plan.shape.keys as u32,
-            out: target.place,
-            lse: [
-                (lse_start + (job.batch.start * heads + job.heads.start) * queries) as u32,
-                (heads * queries) as u32,
-                queries as u32,
-            ],
-            near_weight: near_weight(&plan.combine).to_bits(),
-            geometry,
-        };
-        let dispatch = Dispatch {
-            bindings: &[
-                parts.binding().0,
-                items.binding().0,
-                target.binding,
-                lse,
-                listing,
-                part_base,
-            ],
-            params: bytemuck::bytes_of(&params),
-            groups: ((row_count * dim_v) as u64).div_ceil(workgroup.into()),
-            work: (8 * row_count * dim_v) as f64,
-        };
-        kernel.dispatch(&self.gpu, &dispatch)
-    }
 }
 
 impl Run<'_> {
-    fn bound(&self, pass: &Pass<'_>, groups: Range<usize>) -> Bound {
+    pub(super) fn bound(&self, pass: &Pass<'_>, groups: Range<usize>) -> Bound {
         bound(self.plan, pass, groups, self.tile, self.chunk)
     }
 
     /// Bytes of one item's partial results: sums, and a vec4 of statistics for each row.
-    fn item_bytes(&self) -> u64 {
+    pub(super) fn item_bytes(&self) -> u64 {
         (self.tile * (self.call.v.shape()[3] + 4) * 4) as u64
     }
 }
 
-/// Lanes of the workgroup that adds up the items.
-pub(crate) fn scan_lanes(most: u32) -> u32 {
-    most.min(64)
-}
-
 /// The key heads of a round that share each list.
-fn copies(plan: &DevicePlan, job: &Job) -> Range<usize> {
+pub(super) fn copies(plan: &DevicePlan, job: &Job) -> Range<usize> {
     match plan.share {
-        attn_core::plan::Share::AllHeads => job.heads_kv(plan.shape.group()),
+        Share::AllHeads => job.heads_kv(plan.shape.group()),
         _ => 0..1,
     }
 }

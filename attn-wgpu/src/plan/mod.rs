@@ -3,12 +3,15 @@
 //! A plan says which keys each query attends to ([`attn_core::plan`] defines it). Where it comes from
 //! does not matter here: uploaded from the host, or written by kernels that select.
 
+mod bounds;
 #[cfg(feature = "bench")]
 pub(crate) mod catalogue;
 mod device;
 mod executor;
 mod params;
-mod rounds;
+mod round;
+
+mod transfer;
 
 pub use self::device::{DeviceEntries, DevicePart, DevicePlan, DeviceRows, Region};
 pub use self::executor::PlanAttention;
