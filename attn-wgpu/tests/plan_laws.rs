@@ -302,3 +302,28 @@ fn one_chunk_and_many_differ_by_rounding() {
         assert!(compare(&many.out, &wide).max_abs <= 1e-5, "{name}");
     }
 }
+
+/// Several threads record with one executor.
+#[test]
+fn threads_do_not_disturb_each_other() {
+    let Some(gpu) = gpu() else { return };
+    let case = |queries: usize| {
+        let inputs = normal(shape([1, 2, 1, queries, 90, 16, 16]), 6);
+        let plan = blocks(PlanShape::from(&inputs.shape), Share::PerHead, true, [16, 8], 50);
+        let want = run(&gpu, &inputs, &plan, &config(&plan));
+        (inputs, plan, want)
+    };
+    let (long, short) = (case(90), case(17));
+    let attention = PlanAttention::new(&gpu, config(&long.1)).unwrap();
+    std::thread::scope(|scope| {
+        for (inputs, plan, want) in [&long, &short, &long, &short] {
+            let attention = attention.clone();
+            let gpu = &gpu;
+            scope.spawn(move || {
+                for _ in 0..20 {
+                    assert!(run_with(&attention, gpu, inputs, plan, DType::F32) == *want);
+                }
+            });
+        }
+    });
+}
