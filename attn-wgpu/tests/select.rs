@@ -6,7 +6,7 @@ use attn_core::testing::bits as random;
 use attn_wgpu::select::{
     Sorted, counting_sort, gather_lists, scan_u32, scan_u32_into, transpose_csr,
 };
-use attn_wgpu::{DType, Gpu, Tensor};
+use attn_wgpu::{DType, Gpu, Tensor, wgpu};
 use common::{cases, gpu, open};
 use proptest::prelude::*;
 
@@ -177,6 +177,21 @@ fn what_does_not_fit_is_refused() {
     assert!(transpose_csr(&values, &values, 2, 3).is_err());
     let nothing = Tensor::zeros(&gpu, &[0], DType::U32).unwrap();
     assert!(transpose_csr(&nothing, &values, 1, 3).is_err());
+}
+
+/// Dispatches of few workgroups a dimension, with idle ones that would begin where the values end, and
+/// more values than one lane may visit.
+#[test]
+fn folded_dispatches_change_nothing() {
+    let limits = wgpu::Limits { max_compute_workgroups_per_dimension: 17, ..Default::default() };
+    let Some(gpu) = open(Gpu::builder().limits(limits)) else { return };
+    let values = numbers(2, 275 * 256, 12);
+    let got = scan_u32(&up(&gpu, &values)).unwrap().to_vec::<u32>().unwrap();
+    assert!(got == prefix_sums(&values));
+    let sorted = counting_sort(&up(&gpu, &values), 12).unwrap();
+    let mut want: Vec<u32> = (0..values.len() as u32).collect();
+    want.sort_by_key(|&i| values[i as usize]);
+    assert!(sorted.order.to_vec::<u32>().unwrap() == want);
 }
 
 /// On plain devices, from buffers full of NaN.

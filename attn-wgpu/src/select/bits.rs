@@ -33,7 +33,6 @@ struct BitParams {
     extent_2: u32,
     a: Place,
     b: Place,
-    lines: Place,
     out_start: u32,
     first: i32,
 }
@@ -155,15 +154,13 @@ fn combine_contiguous(
     rows::windows(&tensors, 0..2, &mut |windows| {
         let place = |window: &Tensor| rows::place(window, window.binding().1, 1);
         let shape = windows[0].shape();
-        let other = windows.get(2).map_or([0; 4], |window| place(window));
         let params = BitParams {
             count: windows[0].len() as u32,
             width: shape[3] as u32,
             extent_1: shape[1] as u32,
             extent_2: shape[2] as u32,
             a: place(windows[1]),
-            b: other,
-            lines: other,
+            b: windows.get(2).map_or([0; 4], |window| place(window)),
             out_start: windows[0].binding().1 as u32,
             first,
         };

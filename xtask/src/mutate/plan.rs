@@ -331,6 +331,7 @@ const COUNTED: Row = Row {
     of: "",
     quick: &[
         "select::prefix_sums_are_those_of_the_host",
+        "select::folded_dispatches_change_nothing",
         "select::prefix_sums_of_many_values_and_of_views",
     ],
     long: &[],
@@ -377,6 +378,7 @@ const SORTED: Row = Row {
         "select::sorting_is_that_of_the_host",
         "select::lists_and_their_transpose_are_those_of_the_host",
         "select::views_of_larger_tensors",
+        "select::folded_dispatches_change_nothing",
     ],
     long: &[],
 };
