@@ -39,7 +39,7 @@ fn one(index: u32) {
   for (var query = begin; query < params.queries; query++) {
     let visible = keys <= vec4<i32>(i32(query) + params.first);
     let power = x[at + query * stride] * LOG2_E - lse[lse_at + query];
-    sums += select(vec4<f32>(0.0), exp2(clamp(power, vec4<f32>(-200.0), vec4<f32>(1.0))), visible);
+    sums += select(vec4<f32>(0.0), exp2(max(power, vec4<f32>(-200.0))), visible);
   }
   sums *= params.share;
   let out_at = params.out_start + plane * params.out_stride + 4u * chunk;

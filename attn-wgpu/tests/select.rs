@@ -6,7 +6,7 @@ use attn_core::testing::bits as random;
 use attn_wgpu::select::{
     Sorted, counting_sort, gather_lists, scan_u32, scan_u32_into, transpose_csr,
 };
-use attn_wgpu::{DType, Gpu, Tensor};
+use attn_wgpu::{DType, Gpu, Tensor, wgpu};
 use common::{cases, gpu, open};
 use proptest::prelude::*;
 
@@ -131,6 +131,38 @@ fn prefix_sums_of_many_values_and_of_views() {
     assert_eq!(target.to_vec::<u32>().unwrap(), want);
 }
 
+/// Arguments that begin in the middle of a buffer, each elsewhere.
+#[test]
+fn views_of_larger_tensors() {
+    let Some(gpu) = gpu() else { return };
+    let (keys, classes) = (numbers(1, 900, 30), 29);
+    let sorted = counting_sort(&up(&gpu, &keys).narrow(0, 100, 700).unwrap(), classes).unwrap();
+    let mut want: Vec<u32> = (0..700).collect();
+    want.sort_by_key(|&i| keys[100 + i as usize]);
+    assert_eq!(sorted.order.to_vec::<u32>().unwrap(), want);
+
+    let table = Tensor::from_slice(&gpu, &keys, &[9, 100]).unwrap().narrow(0, 2, 3).unwrap();
+    let lists = gather_lists(&table, classes).unwrap();
+    let mut members = Vec::new();
+    for (plane, class) in (0..3).flat_map(|plane| (0..classes).map(move |class| (plane, class))) {
+        let row = &keys[200 + 100 * plane..][..100];
+        members.extend((0..100u32).filter(|&i| row[i as usize] as usize == class));
+    }
+    let found = lists.positions.to_vec::<u32>().unwrap();
+    assert_eq!(found[..members.len()], members);
+
+    // Rows of two entries each.
+    let offsets: Vec<u32> = (0..60).map(|i| 2 * (i - i.min(9))).collect();
+    let row_ptr = up(&gpu, &offsets).narrow(0, 9, 51).unwrap();
+    let transposed =
+        transpose_csr(&row_ptr, &up(&gpu, &keys).narrow(0, 300, 100).unwrap(), 1, 30).unwrap();
+    let mut entries: Vec<u32> = (0..100).collect();
+    entries.sort_by_key(|&entry| keys[300 + entry as usize]);
+    let rows: Vec<u32> = entries.iter().map(|entry| entry / 2).collect();
+    assert_eq!(transposed.entries.to_vec::<u32>().unwrap(), entries);
+    assert_eq!(transposed.rows.to_vec::<u32>().unwrap(), rows);
+}
+
 #[test]
 fn what_does_not_fit_is_refused() {
     let Some(gpu) = gpu() else { return };
@@ -145,6 +177,21 @@ fn what_does_not_fit_is_refused() {
     assert!(transpose_csr(&values, &values, 2, 3).is_err());
     let nothing = Tensor::zeros(&gpu, &[0], DType::U32).unwrap();
     assert!(transpose_csr(&nothing, &values, 1, 3).is_err());
+}
+
+/// Dispatches of few workgroups a dimension, with idle ones that would begin where the values end, and
+/// more values than one lane may visit.
+#[test]
+fn folded_dispatches_change_nothing() {
+    let limits = wgpu::Limits { max_compute_workgroups_per_dimension: 17, ..Default::default() };
+    let Some(gpu) = open(Gpu::builder().limits(limits)) else { return };
+    let values = numbers(2, 275 * 256, 12);
+    let got = scan_u32(&up(&gpu, &values)).unwrap().to_vec::<u32>().unwrap();
+    assert!(got == prefix_sums(&values));
+    let sorted = counting_sort(&up(&gpu, &values), 12).unwrap();
+    let mut want: Vec<u32> = (0..values.len() as u32).collect();
+    want.sort_by_key(|&i| values[i as usize]);
+    assert!(sorted.order.to_vec::<u32>().unwrap() == want);
 }
 
 /// On plain devices, from buffers full of NaN.

@@ -92,7 +92,7 @@ proptest! {
         let wanted: Vec<u32> = (0..rows as u64).map(|i| (random(seed, 4, i) % 40) as u32).collect();
         let wanted = Tensor::from_slice(&gpu, &wanted, &[rows]).unwrap();
         let chosen = top_k_rows(&scores, Wanted::Each(&wanted), count).unwrap();
-        let got = bits_from_indices(&chosen, n).unwrap().to_vec::<u32>().unwrap();
+        let got = bits_from_indices(&chosen.indices, &chosen.counts, n).unwrap().to_vec::<u32>().unwrap();
         let indices = chosen.indices.to_vec::<u32>().unwrap();
         for row in 0..rows {
             let mut want: Vec<u32> = indices[row * count..(row + 1) * count].to_vec();
@@ -161,6 +161,31 @@ fn sets_into_a_callers_tensor() {
     assert_eq!(left.to_vec::<u32>().unwrap(), shifted);
     assert!(bits_causal_into(&middle, 0, &middle).is_err());
     assert!(bits_or_into(&left, &left, &whole).is_err());
+}
+
+/// Bits, numbers and counts that begin in the middle of a buffer.
+#[test]
+fn views_of_larger_tensors() {
+    let Some(gpu) = gpu() else { return };
+    let set = words(6, 0, 60);
+    let bits = Tensor::from_slice(&gpu, &set, &[20, 3]).unwrap().narrow(0, 7, 9).unwrap();
+    let rows: Vec<Vec<u32>> = set[21..48].chunks(3).map(columns).collect();
+    let counts: Vec<u32> = rows.iter().map(|row| row.len() as u32).collect();
+    assert_eq!(popcount_rows(&bits).unwrap().to_vec::<u32>().unwrap(), counts);
+    let nnz: u32 = counts.iter().sum();
+    let csr = bits_to_csr(&bits, nnz as usize).unwrap();
+    assert_eq!(csr.col.to_vec::<u32>().unwrap(), rows.concat());
+
+    let mut table = vec![1; 11 * 96];
+    for (row, numbers) in rows.iter().enumerate() {
+        table[(row + 1) * 96..][..numbers.len()].copy_from_slice(numbers);
+    }
+    let indices = Tensor::from_slice(&gpu, &table, &[11, 96]).unwrap().narrow(0, 1, 9).unwrap();
+    let mut all = vec![96; 5];
+    all.extend(counts);
+    let counts = Tensor::from_slice(&gpu, &all, &[14]).unwrap().narrow(0, 5, 9).unwrap();
+    let again = bits_from_indices(&indices, &counts, 96).unwrap().to_vec::<u32>().unwrap();
+    assert_eq!(again, set[21..48]);
 }
 
 /// On plain devices, from buffers full of NaN, and of no extent.

@@ -169,6 +169,32 @@ proptest! {
     }
 }
 
+/// Three equal elements whose quotients with the sum round up to 3 or beyond: what the search found
+/// counts, not the quotient.
+#[test]
+fn rounded_quotients_do_not_contradict_the_sum() {
+    let Some(gpu) = gpu() else { return };
+    let values = (0..4000).map(|i| 0.1 + 1e-5 * i as f32);
+    let (mut below, mut above) = (0, 0);
+    for x in values {
+        let sum = x + x + x;
+        let under = f32::from_bits(sum.to_bits() - 1);
+        let row = Tensor::from_slice(&gpu, &[x; 3], &[1, 3]).unwrap();
+        if under / x >= 3.0 && below < 9 {
+            below += 1;
+            let count = cover_rows(&row, under, Cover::AtMost).unwrap().to_vec::<u32>().unwrap();
+            assert_eq!(count, [2], "{x}");
+        }
+        if sum / x > 3.0 && above < 9 {
+            above += 1;
+            let count = cover_rows(&row, sum, Cover::AtLeast).unwrap().to_vec::<u32>().unwrap();
+            assert_eq!(count, [3], "{x}");
+        }
+    }
+    println!("{below} and {above} rows");
+    assert!(below > 0 || above > 0);
+}
+
 /// More rows than one dimension of a dispatch has workgroups, of four dimensions, and rows so wide that
 /// their loops come near the limit of a software driver.
 #[test]

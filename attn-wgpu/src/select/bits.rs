@@ -1,7 +1,7 @@
 //! Sets of blocks as bits: block `j` of a row is bit `j % 32`, counted from the lowest, of word
 //! `j / 32`, as in the bits of a plan.
 
-use super::{Chosen, Words, check_words, each, scan, select_kernel, write_into};
+use super::{Words, check_words, each, scan, select_kernel, write_into};
 use crate::error::Result;
 use crate::kernel::KernelSource;
 use crate::ops;
@@ -33,7 +33,6 @@ struct BitParams {
     extent_2: u32,
     a: Place,
     b: Place,
-    lines: Place,
     out_start: u32,
     first: i32,
 }
@@ -155,15 +154,13 @@ fn combine_contiguous(
     rows::windows(&tensors, 0..2, &mut |windows| {
         let place = |window: &Tensor| rows::place(window, window.binding().1, 1);
         let shape = windows[0].shape();
-        let other = windows.get(2).map_or([0; 4], |window| place(window));
         let params = BitParams {
             count: windows[0].len() as u32,
             width: shape[3] as u32,
             extent_1: shape[1] as u32,
             extent_2: shape[2] as u32,
             a: place(windows[1]),
-            b: other,
-            lines: other,
+            b: windows.get(2).map_or([0; 4], |window| place(window)),
             out_start: windows[0].binding().1 as u32,
             first,
         };
@@ -196,12 +193,12 @@ fn count_bits(bits: &Tensor, width: usize, out: &Tensor) -> Result<()> {
     each(gpu, &BIT_COUNTS, &[], &[bits, out], bytemuck::cast_slice(&params), out.len())
 }
 
-/// Chosen elements as bits of `[.., ceil(n / 32)]`. Elements from `n` rounded up to 32 on are left out.
+/// Rows of numbers below `n` as bits, u32 `[.., ceil(n / 32)]`: the first `counts` u32 `[..]` of each
+/// row of `indices` u32 `[.., capacity]`, which must rise, as those of [`super::Chosen`] do.
 ///
 /// # Errors
-/// [`attn_core::Error`] for indices that are not u32 `[.., capacity]` with counts u32 `[..]`.
-pub fn bits_from_indices(chosen: &Chosen, n: usize) -> Result<Tensor> {
-    let Chosen { indices, counts, .. } = chosen;
+/// [`attn_core::Error`] for other shapes or types.
+pub fn bits_from_indices(indices: &Tensor, counts: &Tensor, n: usize) -> Result<Tensor> {
     let gpu = indices.gpu();
     check_words("indices", indices, gpu)?;
     let (outer, capacity) = split_last(indices);

@@ -124,8 +124,10 @@ mod tests {
             cover_rows(&x, 0.5, Cover::AtLeast)?;
             for wanted in [Wanted::Same(2), Wanted::Each(&counts)] {
                 let chosen = top_k_rows(&x, wanted, 4)?;
-                let set =
-                    bits_or(&bits_from_indices(&chosen, width)?, &top_k_bits(&x, wanted)?.bits)?;
+                let set = bits_or(
+                    &bits_from_indices(&chosen.indices, &chosen.counts, width)?,
+                    &top_k_bits(&x, wanted)?.bits,
+                )?;
                 let shifted =
                     bits_shift_or(&set, &set.narrow(0, 0, 1)?.reshape(&[set.shape()[1]])?, 0)?;
                 popcount_rows(&bits_to_csr(&bits_causal(&shifted, 0)?, 9)?.col.reshape(&[1, 9])?)?;

@@ -346,6 +346,7 @@ const COUNTED: Row = Row {
     of: "",
     quick: &[
         "select::prefix_sums_are_those_of_the_host",
+        "select::folded_dispatches_change_nothing",
         "select::prefix_sums_of_many_values_and_of_views",
     ],
     long: &[],
@@ -354,7 +355,10 @@ const COUNTED: Row = Row {
 const SELECTED: Row = Row {
     of: "",
     quick: &["select_rows::top_k_is_that_of_a_sort", "select_rows::covers_are_those_of_a_sort"],
-    long: &["select_rows::many_rows_and_wide_ones"],
+    long: &[
+        "select_rows::rounded_quotients_do_not_contradict_the_sum",
+        "select_rows::many_rows_and_wide_ones",
+    ],
 };
 
 const BLOCK_SETS: Row = Row {
@@ -362,6 +366,8 @@ const BLOCK_SETS: Row = Row {
     quick: &[
         "select_bits::sets_of_blocks_are_those_of_the_host",
         "select_bits::rows_of_numbers_and_bits",
+        "select_bits::views_of_larger_tensors",
+        "select_bits::sets_into_a_callers_tensor",
     ],
     long: &["select_bits::many_rows"],
 };
@@ -371,6 +377,7 @@ const POOLED: Row = Row { of: "", quick: &["select_blocks::pools_are_those_of_f6
 const PROBED: Row = Row {
     of: "",
     quick: &[
+        "select_blocks::profiles_of_few_keys",
         "select_blocks::profiles_are_those_of_f64",
         "select_blocks::profiles_over_several_slabs",
     ],
@@ -385,6 +392,8 @@ const SORTED: Row = Row {
     quick: &[
         "select::sorting_is_that_of_the_host",
         "select::lists_and_their_transpose_are_those_of_the_host",
+        "select::views_of_larger_tensors",
+        "select::folded_dispatches_change_nothing",
     ],
     long: &[],
 };
