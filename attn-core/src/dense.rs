@@ -104,10 +104,10 @@ pub struct Output {
     pub lse: Array3<f64>,
     /// Largest logit of a key `[batch, heads, queries]`; -inf for an empty row.
     pub row_max: Array3<f64>,
-    /// Largest product `scale * q . k` of a key that takes part, before soft-cap and modifier
-    /// `[batch, heads, queries]`: `row_max` without these; -inf for an empty row. It says how far
-    /// rounding can move the logits.
-    pub product_max: Array3<f64>,
+    /// Largest `|scale| |q| |k|` of a key that takes part `[batch, heads, queries]`: it bounds the
+    /// products before soft-cap and modifier, and says how far rounding can move the logits, also
+    /// where the terms of a product cancel; -inf for an empty row.
+    pub product_bound: Array3<f64>,
     /// Key of the largest logit `[batch, heads, queries]`, the lowest one on ties; `None` for an
     /// empty row.
     pub argmax: Array3<Option<usize>>,

@@ -48,7 +48,7 @@ impl Output {
             out: Array4::zeros(out),
             lse: Array3::zeros(lse),
             row_max: Array3::zeros(lse),
-            product_max: Array3::zeros(lse),
+            product_bound: Array3::zeros(lse),
             argmax: Array3::default(lse),
             probs: None,
         })
@@ -83,16 +83,19 @@ fn run(
             let h_kv = h / shape.group();
             let (k, v) = (k.slice(s![b, h_kv, .., ..]), v.slice(s![b, h_kv, .., ..]));
             let sink = inputs.sinks.map(|sinks| sinks[h]);
+            let lengths: Vec<f64> = k.rows().into_iter().map(|k| k.dot(&k).sqrt()).collect();
             for i in 0..rows {
                 let query = row_at(i);
                 let row = Row::new(config, shape.lengths(), [b, h, query]);
-                row.members(q.slice(s![b, h, query, ..]), k, &mut members);
+                let q = q.slice(s![b, h, query, ..]);
+                row.members(q, k, &mut members);
                 let out = output.out.slice_mut(s![b, h, i, ..]);
                 let stats = attend(&members, sink, v, &mut p, out);
                 output.lse[[b, h, i]] = stats.lse;
                 output.row_max[[b, h, i]] = stats.max;
-                let products = members.iter().map(|member| member.product);
-                output.product_max[[b, h, i]] = products.fold(f64::NEG_INFINITY, f64::max);
+                let length = config.scale_for(q.len()).abs() * q.dot(&q).sqrt();
+                let bounds = members.iter().map(|member| length * lengths[member.key]);
+                output.product_bound[[b, h, i]] = bounds.fold(f64::NEG_INFINITY, f64::max);
                 output.argmax[[b, h, i]] = stats.argmax;
                 if let Some(probs) = &mut output.probs {
                     members.iter().zip(&p).for_each(|(m, &p)| probs[[b, h, i, m.key]] = p);

@@ -114,7 +114,7 @@ fn run(
             stats[[b, h, i]] = row.groups.iter().map(of).fold(f64::NEG_INFINITY, f64::max);
         };
         at(&mut output.row_max, |group| group.stats.max);
-        at(&mut output.product_max, |group| {
+        at(&mut output.product_bound, |group| {
             group.members.iter().map(|member| member.product).fold(f64::NEG_INFINITY, f64::max)
         });
         output.argmax[[b, h, i]] = row.argmax();

@@ -80,7 +80,8 @@ impl Budget {
     /// The default budget for results of the call that has this output.
     pub fn for_output(reference: &dense::Output) -> Self {
         // A soft-cap and a bias make logits smaller, and not the rounding of the products.
-        let all = reference.row_max.iter().chain(&reference.product_max);
+        let all = reference.row_max.iter().chain(&reference.product_bound);
+        // Where terms of a product cancel, rounding is of their size.
         let finite = all.filter(|max| max.is_finite());
         let logits = finite.fold(0.0, |largest: f64, max| largest.max(max.abs()));
         Budget { logits, ..Budget::default() }

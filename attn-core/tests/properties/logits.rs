@@ -32,7 +32,7 @@ fn scale_then_cap_then_modifier_then_mask() {
         let output = forward(&arrays, &config.clone().with_scale(scale));
         assert!((output.lse[[0, 0, 0]] - want).abs() < 1e-13);
         assert!((output.row_max[[0, 0, 0]] - want).abs() < 1e-13);
-        assert_eq!(output.product_max[[0, 0, 0]], scale * 6.0);
+        assert_eq!(output.product_bound[[0, 0, 0]], scale.abs() * 6.0);
     }
     // The mask comes last: no modifier brings a key back.
     let nobody = Mask::Bits(BitMask::from_fn(1, 1, |_, _| false));
