@@ -1,4 +1,4 @@
-use ndarray::{Array3, Array4, ArrayView2, ArrayViewMut1, s};
+use ndarray::{Array3, Array4, ArrayView1, ArrayView2, ArrayViewMut1, Axis, s};
 
 use super::logits::{Member, Row};
 use super::{Config, Inputs, Output, check_size};
@@ -77,25 +77,23 @@ fn run(
     let q = inputs.q.as_standard_layout();
     let k = inputs.k.as_standard_layout();
     let v = inputs.v.as_standard_layout();
+    let bounds = ProductBounds::new(inputs, config);
     let (mut members, mut p) = (Vec::new(), Vec::new());
     for b in 0..batch {
         for h in 0..heads {
             let h_kv = h / shape.group();
             let (k, v) = (k.slice(s![b, h_kv, .., ..]), v.slice(s![b, h_kv, .., ..]));
             let sink = inputs.sinks.map(|sinks| sinks[h]);
-            let lengths: Vec<f64> = k.rows().into_iter().map(|k| k.dot(&k).sqrt()).collect();
             for i in 0..rows {
                 let query = row_at(i);
                 let row = Row::new(config, shape.lengths(), [b, h, query]);
-                let q = q.slice(s![b, h, query, ..]);
-                row.members(q, k, &mut members);
+                row.members(q.slice(s![b, h, query, ..]), k, &mut members);
                 let out = output.out.slice_mut(s![b, h, i, ..]);
                 let stats = attend(&members, sink, v, &mut p, out);
                 output.lse[[b, h, i]] = stats.lse;
                 output.row_max[[b, h, i]] = stats.max;
-                let length = config.scale_for(q.len()).abs() * q.dot(&q).sqrt();
-                let bounds = members.iter().map(|member| length * lengths[member.key]);
-                output.product_bound[[b, h, i]] = bounds.fold(f64::NEG_INFINITY, f64::max);
+                let keys = members.iter().map(|member| member.key);
+                output.product_bound[[b, h, i]] = bounds.largest([b, h, query], keys);
                 output.argmax[[b, h, i]] = stats.argmax;
                 if let Some(probs) = &mut output.probs {
                     members.iter().zip(&p).for_each(|(m, &p)| probs[[b, h, i, m.key]] = p);
@@ -104,6 +102,31 @@ fn run(
         }
     }
     Ok(output)
+}
+
+/// Bounds of the products of queries and keys, by their lengths.
+pub(crate) struct ProductBounds {
+    /// `|scale| |q|`, `[batch, heads, queries]`.
+    q: Array3<f64>,
+    /// `|k|`, `[batch, heads_kv, keys]`.
+    k: Array3<f64>,
+}
+
+impl ProductBounds {
+    pub fn new(inputs: Inputs<'_>, config: &Config) -> Self {
+        let length = |row: ArrayView1<'_, f64>| row.dot(&row).sqrt();
+        let scale = config.scale_for(inputs.q.len_of(Axis(3))).abs();
+        // Rounded alike whatever the strides were.
+        let q = inputs.q.as_standard_layout().map_axis(Axis(3), |row| scale * length(row));
+        ProductBounds { q, k: inputs.k.as_standard_layout().map_axis(Axis(3), length) }
+    }
+
+    /// The largest bound of a query's products with `keys`.
+    pub fn largest(&self, [b, h, i]: [usize; 3], keys: impl Iterator<Item = usize>) -> f64 {
+        let group = (self.q.len_of(Axis(1)) / self.k.len_of(Axis(1)).max(1)).max(1);
+        let bounds = keys.map(|key| self.q[[b, h, i]] * self.k[[b, h / group, key]]);
+        bounds.fold(f64::NEG_INFINITY, f64::max)
+    }
 }
 
 pub(crate) struct RowStats {

@@ -8,8 +8,6 @@ pub(crate) struct Member {
     pub key: usize,
     /// Its logit: scaled, capped and modified.
     pub logit: f64,
-    /// The product `scale * q . k`.
-    pub product: f64,
     /// The product capped: what the modifier was given.
     capped: f64,
     /// Derivative of the soft-cap by the scaled product.
@@ -73,7 +71,7 @@ impl<'a> Row<'a> {
             // 1 - tanh^2, without cancellation.
             Some(cap) => (cap * (product / cap).tanh(), (product / cap).cosh().recip().powi(2)),
         };
-        Some(Member { key, logit: self.modify(capped, key)?, product, capped, cap_slope })
+        Some(Member { key, logit: self.modify(capped, key)?, capped, cap_slope })
     }
 
     /// Derivative of a member's logit by the scaled product.

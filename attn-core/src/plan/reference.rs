@@ -3,7 +3,7 @@
 use ndarray::{Array1, Array3, Array4, ArrayView1, ArrayView2, s};
 
 use super::{Combine, PlanShape, QueryGroup, SparsePlan};
-use crate::dense::forward::{RowStats, attend};
+use crate::dense::forward::{ProductBounds, RowStats, attend};
 use crate::dense::logits::{Member, Row};
 use crate::dense::{Config, Cotangents, Inputs, Output, expect};
 use crate::{AttentionShape, Error, Mask, Result};
@@ -106,6 +106,7 @@ fn run(
     let call = Call::new(inputs, plan, config)?;
     let mut output = Output::empty(&call.shape, rows)?;
     let rows: Vec<usize> = (0..rows).map(row_at).collect();
+    let bounds = ProductBounds::new(inputs, config);
     call.each_row(inputs, &rows, |[b, h, i], row, _, _| {
         let mut out = output.out.slice_mut(s![b, h, i, ..]);
         row.groups.iter().for_each(|group| out.scaled_add(group.share, &group.out));
@@ -114,9 +115,8 @@ fn run(
             stats[[b, h, i]] = row.groups.iter().map(of).fold(f64::NEG_INFINITY, f64::max);
         };
         at(&mut output.row_max, |group| group.stats.max);
-        at(&mut output.product_bound, |group| {
-            group.members.iter().map(|member| member.product).fold(f64::NEG_INFINITY, f64::max)
-        });
+        let keys = row.groups.iter().flat_map(|group| &group.members).map(|member| member.key);
+        output.product_bound[[b, h, i]] = bounds.largest([b, h, rows[i]], keys);
         output.argmax[[b, h, i]] = row.argmax();
     })?;
     Ok(output)
