@@ -129,7 +129,8 @@ mod tests {
         };
         // Devices may share texts, but each gets every kernel.
         for (name, capabilities) in catalogue::devices() {
-            let entries = catalogue::entries(&capabilities);
+            let entries: Vec<Entry> =
+                CATALOGUES.iter().flat_map(|catalogue| catalogue(&capabilities)).collect();
             let kernels: BTreeSet<_> = entries.iter().map(|entry| entry.source.name).collect();
             assert_eq!(kernels, texts.iter().map(|text| text.kernel).collect(), "{name}");
         }
