@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use attn_wgpu::attention::{Inputs, Want};
+use attn_wgpu::attention::Inputs;
 use attn_wgpu::sample::top_k;
 use attn_wgpu::{DType, Tensor, ops};
 
@@ -187,8 +187,7 @@ pub(crate) fn view(layer: &Layer<'_>, out: &Tensor, wants: &Wants) -> Result<Att
             Some(AttentionInputs { q: eye.q.clone(), k: eye.k.clone(), v: eye.v.clone() });
     }
     if wants.argmax {
-        view.argmax =
-            layer.attention().forward_with(eye.inputs(), Want::nothing().with_row_max())?.argmax;
+        view.argmax = layer.argmax()?;
     }
     if wants.column_sums {
         view.column_sums = Some(layer.attention().column_sums(eye.inputs(), &layer.lse()?)?);

@@ -7,7 +7,7 @@ use std::path::Path;
 use attn_core::testing::TensorFile;
 use attn_model::attn_wgpu::DType;
 use attn_model::{Generate, Model, Options, Pass, Source};
-use common::device::gpu;
+use attn_wgpu::testing::gpu;
 use common::reference::{Recorder, all_logits, close, sequence, tokens};
 use common::{data, model_folders};
 

@@ -10,7 +10,7 @@ use attn_model::{
     AttentionPolicy, AttentionView, HeadEdit, HeadEdits, Model, Observer, Options, Pass, Result,
     Session, Wants,
 };
-use common::device::gpu;
+use attn_wgpu::testing::gpu;
 use common::policies::Raw;
 use common::reference::{Recorder, all_logits, close, floats};
 use common::{data, model_folders};

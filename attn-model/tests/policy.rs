@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use attn_model::attn_wgpu::Tensor;
 use attn_model::policy::{Dense, Layer, Phase, SinkPositions, SinkWindow};
 use attn_model::{AttentionPolicy, Generate, Model, Options, Pass, Result, Session};
-use common::device::gpu;
+use attn_wgpu::testing::gpu;
 use common::policies::{Raw, Remembering, Unruly, Wrong};
 use common::reference::{Recorder, all_logits, close, floats};
 use common::{data, model_folders};

@@ -5,8 +5,8 @@ mod common;
 use attn_model::attn_wgpu::sample::Sampling;
 use attn_model::attn_wgpu::{DType, Gpu};
 use attn_model::{Generate, Model, Options, Pass, Session};
+use attn_wgpu::testing::gpu;
 use common::data;
-use common::device::gpu;
 use common::reference::{Recorder, all_logits, close};
 
 fn model(name: &str) -> Option<Model> {

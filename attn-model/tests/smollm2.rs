@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use attn_core::testing::TensorFile;
 use attn_model::attn_wgpu::DType;
 use attn_model::{Generate, Model, Options, Pass, Source};
-use common::device::gpu;
+use attn_wgpu::testing::gpu;
 use common::reference::{Recorder, close, tokens};
 use common::{data, golden, smollm2};
 

@@ -815,20 +815,3 @@ fn memory_of_host() -> Option<u64> {
     let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
     kib.checked_mul(1024)
 }
-
-#[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-
-    /// The best adapter, for tests beside the code; a notice where there is none.
-    pub(crate) fn gpu() -> Option<Gpu> {
-        match Gpu::new() {
-            Ok(gpu) => Some(gpu),
-            Err(Error::NoAdapter { .. }) => {
-                println!("skipped: no adapter on this machine");
-                None
-            }
-            Err(error) => panic!("{error}"),
-        }
-    }
-}

@@ -50,7 +50,7 @@ pub mod settings;
 pub mod softmax;
 mod stream;
 mod tensor;
-#[cfg(feature = "testing")]
+#[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod vec4;
 

@@ -3,7 +3,7 @@
 use std::cell::OnceCell;
 
 use attn_core::Mask;
-use attn_wgpu::attention::{Attention, Inputs};
+use attn_wgpu::attention::{Attention, Inputs, Want};
 use attn_wgpu::cache::KvCache;
 use attn_wgpu::rope::RopeTable;
 use attn_wgpu::{DType, Gpu, Tensor};
@@ -184,6 +184,16 @@ impl Layer<'_> {
             let (q, keys, values) = (self.rotated_q()?, self.rotated_keys()?, self.values()?);
             Ok(self.attention().forward(Inputs::new(&q, &keys, &values))?.lse)
         })
+    }
+
+    /// Key of the largest logit of each row of the model's own attention, `[1, heads, M]`. The pass also
+    /// gives the log-sum-exp, if nobody had it yet.
+    pub(crate) fn argmax(&self) -> Result<Option<Tensor>> {
+        let (q, keys, values) = (self.rotated_q()?, self.rotated_keys()?, self.values()?);
+        let want = Want::nothing().with_row_max();
+        let output = self.attention().forward_with(Inputs::new(&q, &keys, &values), want)?;
+        let _ = self.found.lse.set(output.lse);
+        Ok(output.argmax)
     }
 
     /// A policy is somebody else's code: its result is checked before it is used.

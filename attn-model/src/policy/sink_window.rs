@@ -1,7 +1,6 @@
 //! Window attention with sink tokens: the StreamingLLM baseline.
 
 use attn_core::Mask;
-use attn_core::dense::Config;
 use attn_wgpu::Tensor;
 use attn_wgpu::attention::{Attention, Inputs, merge};
 use serde::{Deserialize, Serialize};
@@ -129,9 +128,6 @@ impl AttentionPolicy for SinkWindow {
 
 /// The model's attention under another mask.
 fn attention(layer: &Layer<'_>, mask: Mask) -> Result<Attention> {
-    let mut config = Config::new().with_mask(mask).with_scale(layer.scale());
-    if let Some(cap) = layer.soft_cap() {
-        config = config.with_soft_cap(cap);
-    }
+    let config = layer.attention().config().clone().with_mask(mask);
     Ok(Attention::new(layer.gpu(), config)?)
 }

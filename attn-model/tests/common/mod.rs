@@ -1,7 +1,6 @@
 //! Where models lie, and writers of small files.
 #![allow(dead_code)]
 
-pub mod device;
 pub mod policies;
 pub mod reference;
 pub mod write;

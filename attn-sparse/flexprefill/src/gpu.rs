@@ -18,7 +18,7 @@ use attn_core::{AttentionShape, Mask};
 use attn_wgpu::attention::{Inputs, Output as Attended};
 use attn_wgpu::plan::{DeviceEntries, DevicePart, DevicePlan, DeviceRows, PlanAttention, Region};
 use attn_wgpu::select::{
-    BlockScores, Cover, Pool, PoolKind, Short, Wanted, bits_causal, bits_or, bits_shift_or,
+    BlockScores, Cover, Pool, PoolKind, Short, Wanted, bits_causal_into, bits_or, bits_shift_or,
     block_scores, cover_rows, pool, probe, top_k_bits,
 };
 use attn_wgpu::{Call, Capabilities, Constants, DType, Gpu, KernelSource, Result, Tensor, ops};
@@ -156,7 +156,7 @@ impl FlexPrefill {
         let grid = [shape.batch, shape.heads, blocks, blocks.div_ceil(32)];
         if self.config.is_dense(shape.keys) || grid.contains(&0) {
             let all = Tensor::full(&self.gpu, &[1; 4], u32::MAX)?.expand(&grid)?;
-            let plan = self.plan(&shape, &bits_causal(&all, 0)?)?;
+            let plan = self.plan(&shape, &all)?;
             return Ok(Selection { plan, heads: None });
         }
         let found = self.look(q, k, &shape)?;
@@ -316,18 +316,19 @@ impl FlexPrefill {
             let pairs = top_k_bits(scores, Wanted::Each(&wanted))?.bits;
             bits = bits_or(&bits, &pairs.reshape(&[batch, heads, blocks, words])?)?;
         }
-        bits_causal(&bits, 0)
+        Ok(bits)
     }
 
+    /// The plan of these blocks, without those behind a row's own.
     fn plan(&self, shape: &AttentionShape, bits: &Tensor) -> Result<DevicePlan> {
         let block = self.config.block as u32;
         let rows = DeviceRows::Tiled { bq: block };
         let entries = DeviceEntries::Bits { bk: block, origin: 0 };
         let groups = bits.len() / bits.shape()[3].max(1);
         let part = DevicePart::new(&self.gpu, rows, entries, groups, bits.len(), false)?;
-        let data = part.region(Region::Data)?;
         if !bits.is_empty() {
-            ops::copy(&bits.reshape(&[bits.len()])?, &data.reshape(&[bits.len()])?)?;
+            let data = part.region(Region::Data)?.reshape(bits.shape())?;
+            bits_causal_into(bits, 0, &data)?;
         }
         DevicePlan::new(PlanShape::from(shape), Share::PerHead, true, part)
     }

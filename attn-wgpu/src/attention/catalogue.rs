@@ -304,8 +304,8 @@ mod tests {
 
     use super::*;
     use crate::attention::{Attention, Cotangents, Inputs, Saved, Want};
-    use crate::gpu::tests;
     use crate::plan::{DevicePlan, PlanAttention};
+    use crate::testing;
     use crate::{Gpu, Result, Tensor};
 
     /// Calls that need every kernel of attention, and some flags.
@@ -354,7 +354,7 @@ mod tests {
     /// The names of kernels with their constants, as a device runs them and as they are listed.
     #[test]
     fn what_runs_is_listed() {
-        let Some(gpu) = tests::gpu() else { return };
+        let Some(gpu) = testing::gpu() else { return };
         let ((), profile) = gpu.profile(|| calls(&gpu)).unwrap();
         let ran: HashSet<String> = profile.kernels.into_iter().map(|time| time.kernel).collect();
         let named = |name: &str| ran.iter().filter(|label| label.starts_with(name)).count();

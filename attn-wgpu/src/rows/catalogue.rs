@@ -144,9 +144,9 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
-    use crate::gpu::tests;
     use crate::norm::RmsNorm;
     use crate::rope::Rope;
+    use crate::testing;
     use crate::{Gpu, Result, Tensor, embedding, sample as choose, softmax as soft};
 
     /// Calls that need every kernel, some in several variants.
@@ -188,7 +188,7 @@ mod tests {
 
     #[test]
     fn what_runs_is_listed() {
-        let Some(gpu) = tests::gpu() else { return };
+        let Some(gpu) = testing::gpu() else { return };
         let ((), profile) = gpu.profile(|| calls(&gpu)).unwrap();
         let ran: HashSet<String> = profile.kernels.into_iter().map(|time| time.kernel).collect();
         let variants = variants(gpu.capabilities());

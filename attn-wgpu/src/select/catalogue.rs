@@ -94,12 +94,12 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
-    use crate::gpu::tests;
     use crate::select::{
         Wanted, bits_causal, bits_from_indices, bits_or, bits_shift_or, bits_to_csr, cover_rows,
         gather_lists, popcount_rows, scan_u32, top_k_bits, top_k_rows, transpose_csr,
     };
     use crate::tensor::DType;
+    use crate::testing;
     use crate::{Gpu, Result, Tensor};
 
     /// Calls that need every kernel.
@@ -138,7 +138,7 @@ mod tests {
 
     #[test]
     fn what_runs_is_listed() {
-        let Some(gpu) = tests::gpu() else { return };
+        let Some(gpu) = testing::gpu() else { return };
         let ((), profile) = gpu.profile(|| calls(&gpu)).unwrap();
         let ran: HashSet<String> = profile.kernels.into_iter().map(|time| time.kernel).collect();
         let variants = variants(gpu.capabilities());
