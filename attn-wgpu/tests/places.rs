@@ -8,7 +8,7 @@ use attn_wgpu::attention::{Attention, Cotangents, Saved, Want};
 use attn_wgpu::{DType, Gpu, Tensor, wgpu};
 use common::{
     Uploaded, attend, check, cotangents, gpu, gradients, judge, judge_gradients, masked, normal,
-    open, shape,
+    open, place, shape,
 };
 
 fn floats(tensor: &Tensor) -> Vec<f32> {
@@ -65,15 +65,7 @@ fn statistics_in_views() {
 fn column_sums_know_their_batch_and_head() {
     let Some(gpu) = gpu() else { return };
     let Some(split) = open(Gpu::builder().max_work_per_dispatch(1.0)) else { return };
-    let place = Modifier::score(
-        "place",
-        "return score + f32(batch) * 0.5 * f32(key % 3) - f32(head) * 0.25 * f32(key % 2);",
-    )
-    .with_host(|score, at| {
-        score + at.batch as f64 * 0.5 * (at.key % 3) as f64
-            - at.head as f64 * 0.25 * (at.key % 2) as f64
-    });
-    let config = masked(Mask::Causal).with_modifier(place);
+    let config = masked(Mask::Causal).with_modifier(place());
     let inputs = normal(shape([3, 4, 2, 15, 21, 16, 16]), 3);
     let arrays = inputs.to_f64().unwrap();
     let reference = attn_core::dense::forward(arrays.view(), &config).unwrap();

@@ -7,7 +7,7 @@ use attn_core::testing::{Budget, HostInputs, simple_f32, strategies};
 use attn_core::{AttentionShape, BitMask, Mask, Modifier, alibi_slopes};
 use attn_wgpu::attention::{Attention, Inputs, Variant};
 use attn_wgpu::{DType, Error, Gpu, Tensor, wgpu};
-use common::{Uploaded, gpu, masked, normal, open, rounded, shape};
+use common::{Uploaded, gpu, masked, normal, open, place, rounded, shape};
 use proptest::prelude::*;
 
 fn floats(tensor: &Tensor) -> Vec<f32> {
@@ -169,15 +169,7 @@ fn soft_cap_modifiers_and_sinks() {
 fn modifiers_know_their_batch_and_head() {
     let Some(gpu) = gpu() else { return };
     let Some(split) = open(Gpu::builder().max_work_per_dispatch(1.0)) else { return };
-    let place = Modifier::score(
-        "place",
-        "return score + f32(batch) * 0.5 * f32(key % 3) - f32(head) * 0.25 * f32(key % 2);",
-    )
-    .with_host(|score, at| {
-        score + at.batch as f64 * 0.5 * (at.key % 3) as f64
-            - at.head as f64 * 0.25 * (at.key % 2) as f64
-    });
-    let config = masked(Mask::Causal).with_modifier(place);
+    let config = masked(Mask::Causal).with_modifier(place());
     let inputs = normal(shape([3, 4, 2, 70, 81, 16, 16]), 3);
     check(&gpu, &inputs, &config);
     check(&split, &inputs, &config);

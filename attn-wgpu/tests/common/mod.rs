@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use attn_core::dense::{self, Config};
 use attn_core::ndarray::Array;
 use attn_core::testing::{Budget, HostInputs, Values, fill, simple_f32, simple_f32_backward};
-use attn_core::{AttentionShape, Mask};
+use attn_core::{AttentionShape, Mask, Modifier};
 use attn_wgpu::attention::{Attention, Cotangents, Inputs};
 use attn_wgpu::{DType, Error, Gpu, GpuBuilder, Result, Tensor};
 use half::{bf16, f16};
@@ -54,6 +54,18 @@ pub fn shape(extents: [usize; 7]) -> AttentionShape {
 
 pub fn masked(mask: Mask) -> Config {
     Config::new().with_mask(mask)
+}
+
+/// A modifier that tells batch entries and heads apart.
+pub fn place() -> Modifier {
+    Modifier::score(
+        "place",
+        "return score + f32(batch) * 0.5 * f32(key % 3) - f32(head) * 0.25 * f32(key % 2);",
+    )
+    .with_host(|score, at| {
+        score + at.batch as f64 * 0.5 * (at.key % 3) as f64
+            - at.head as f64 * 0.25 * (at.key % 2) as f64
+    })
 }
 
 pub struct Uploaded {
