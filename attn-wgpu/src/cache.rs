@@ -198,7 +198,7 @@ mod tests {
     /// bindings do not move.
     #[test]
     fn appended_tokens_share_a_binding() -> Result<()> {
-        let Some(gpu) = crate::testing::gpu() else { return Ok(()) };
+        let Some(gpu) = crate::testing::open() else { return Ok(()) };
         let mut cache = KvCache::new(&gpu, 1, 2, 8, 8, DType::F16, 32)?;
         let mut bound = Vec::new();
         for _ in 0..32 {

@@ -354,7 +354,7 @@ mod tests {
     /// The names of kernels with their constants, as a device runs them and as they are listed.
     #[test]
     fn what_runs_is_listed() {
-        let Some(gpu) = testing::gpu() else { return };
+        let Some(gpu) = testing::open() else { return };
         let ((), profile) = gpu.profile(|| calls(&gpu)).unwrap();
         let ran: HashSet<String> = profile.kernels.into_iter().map(|time| time.kernel).collect();
         let named = |name: &str| ran.iter().filter(|label| label.starts_with(name)).count();

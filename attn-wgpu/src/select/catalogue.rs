@@ -138,7 +138,7 @@ mod tests {
 
     #[test]
     fn what_runs_is_listed() {
-        let Some(gpu) = testing::gpu() else { return };
+        let Some(gpu) = testing::open() else { return };
         let ((), profile) = gpu.profile(|| calls(&gpu)).unwrap();
         let ran: HashSet<String> = profile.kernels.into_iter().map(|time| time.kernel).collect();
         let variants = variants(gpu.capabilities());
