@@ -1,6 +1,9 @@
 //! `cargo xtask package`: is what would be published complete, and does it build on its own.
 
-use anyhow::{Result, bail};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
 
 use crate::cmd::Cmd;
 use crate::workspace::Workspace;
@@ -57,13 +60,66 @@ fn contents(workspace: &Workspace) -> Result<()> {
 }
 
 fn build(workspace: &Workspace) -> Result<()> {
+    forget(workspace)?;
     let committed = std::env::var_os("CI").is_some();
     command(workspace, committed).run(&workspace.root)
 }
 
+/// Removes what an earlier run left of the packages.
+///
+/// Cargo takes a package of a registry for what it was when its version was first seen, unpacked and built, and
+/// the registry of a run like this one is no exception: a crate would be built against yesterday's neighbours.
+fn forget(workspace: &Workspace) -> Result<()> {
+    let mut clean = Cmd::new("cargo clean");
+    for member in workspace.members.iter().filter(|m| m.packaged()) {
+        clean = clean.arg("-p").arg(&member.name);
+    }
+    clean.env("CARGO_TARGET_DIR", workspace.target.to_string_lossy()).run(&workspace.root)?;
+
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let Some(home) = home.or_else(|| Some(std::env::home_dir()?.join(".cargo"))) else {
+        return Ok(()); // cargo has no such folder either
+    };
+    let names: Vec<_> =
+        workspace.members.iter().filter(|m| m.packaged()).map(|m| m.name.as_str()).collect();
+    for dir in unpacked(&home.join("registry/src"), &names)? {
+        fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display()))?;
+    }
+    Ok(())
+}
+
+/// Where cargo unpacked packages of these names that come from folders of this machine.
+fn unpacked(sources: &Path, names: &[&str]) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for registry in entries(sources)? {
+        // A folder is named after the host of its registry and a hash; a registry on this machine has no host.
+        if file_name(&registry).starts_with('-') {
+            let ours = |dir: &PathBuf| {
+                let dir = file_name(dir);
+                dir.rsplit_once('-').is_some_and(|(name, _version)| names.contains(&name))
+            };
+            found.extend(entries(&registry)?.into_iter().filter(ours));
+        }
+    }
+    Ok(found)
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// The entries of a folder, none if it does not exist.
+fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
+    match fs::read_dir(dir) {
+        Ok(found) => Ok(found.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error).with_context(|| format!("read {}", dir.display())),
+    }
+}
+
 fn command(workspace: &Workspace, committed: bool) -> Cmd {
     let mut cmd = Cmd::new("cargo package --workspace");
-    for member in workspace.members.iter().filter(|m| !m.published || !m.default) {
+    for member in workspace.members.iter().filter(|m| !m.packaged()) {
         cmd = cmd.arg("--exclude").arg(&member.name);
     }
     if !committed {
@@ -104,6 +160,24 @@ mod tests {
                 "the package holds tests/data/a.safetensors; exclude tests/data/"
             ]
         );
+    }
+
+    #[test]
+    fn only_packages_from_this_machine_are_forgotten() {
+        let sources = std::env::temp_dir().join(format!("attn-unpacked-{}", std::process::id()));
+        for dir in [
+            "-1f/a-core-0.1.0/src",
+            "-1f/a-core-gpu-0.1.0",
+            "-2e/a-core-0.2.0",
+            "crates.io-3d/a-core-0.1.0",
+        ] {
+            fs::create_dir_all(sources.join(dir)).unwrap();
+        }
+        let mut found = unpacked(&sources, &["a-core"]).unwrap();
+        found.sort();
+        assert_eq!(found, ["-1f/a-core-0.1.0", "-2e/a-core-0.2.0"].map(|dir| sources.join(dir)));
+        assert!(unpacked(&sources.join("none"), &["a-core"]).unwrap().is_empty());
+        fs::remove_dir_all(&sources).unwrap();
     }
 
     #[test]

@@ -126,6 +126,11 @@ impl Member {
     pub fn is_paper(&self) -> bool {
         self.dir.starts_with("attn-") && self.dir.contains('/')
     }
+
+    /// Whether the stage `package` packages and builds it with the others.
+    pub fn packaged(&self) -> bool {
+        self.published && self.default
+    }
 }
 
 /// `--features a/testing,b/bench` for the given members; empty where none has such a feature.
