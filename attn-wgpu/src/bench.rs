@@ -2,12 +2,15 @@
 //! is compared with. Nothing here takes the time: the caller chooses clock and repetitions.
 
 mod kernels;
+mod plans;
 mod rows;
 
 pub use kernels::{Deviation, KernelCase, PreparedKernel, kernel_cases};
+pub use plans::{RandomPlan, reference_on_plan, simple_on_plan};
 
 use attn_core::dense::{self, Config};
 use attn_core::ndarray::Array4;
+use attn_core::plan::SparsePlan;
 use attn_core::testing::{Budget, HostArrays, HostInputs, simple_f32};
 use attn_core::{AttentionShape, BitMask, Mask};
 use half::{bf16, f16};
@@ -29,8 +32,8 @@ pub trait Mechanism: Send + Sync {
         DType::F32
     }
 
-    /// Whether a run on these extents says anything about the mechanism.
-    fn is_for(&self, _shape: &AttentionShape) -> bool {
+    /// Whether a run on these extents, under this mask, says anything about the mechanism.
+    fn is_for(&self, _shape: &AttentionShape, _config: &Config) -> bool {
         true
     }
 
@@ -41,7 +44,9 @@ pub trait Mechanism: Send + Sync {
     fn prepare(&self, gpu: &Gpu, inputs: &HostInputs, config: &Config)
     -> Result<Box<dyn Prepared>>;
 
-    /// What [`Prepared::record`] returns, in f64.
+    /// What [`Prepared::record`] returns, in f64. A mechanism that chooses keys does it on those that a run
+    /// has `chosen`, or on its own choice where there are none: a choice that rounding turned is one thing,
+    /// and attention on what was chosen another.
     ///
     /// # Errors
     /// Those of inputs that the mechanism does not take.
@@ -50,6 +55,7 @@ pub trait Mechanism: Send + Sync {
         inputs: &HostArrays,
         config: &Config,
         rows: &[usize],
+        chosen: Option<&SparsePlan>,
     ) -> attn_core::Result<Reference>;
 
     /// The same results by a simple implementation in f32, row-major, where there is one: the
@@ -62,11 +68,37 @@ pub trait Mechanism: Send + Sync {
         _inputs: &HostInputs,
         _config: &Config,
         _rows: &[usize],
+        _chosen: Option<&SparsePlan>,
     ) -> attn_core::Result<Option<Vec<Vec<f32>>>> {
         Ok(None)
     }
 
-    /// Floating-point operations of one run.
+    /// The keys that the f64 reference chooses, where the mechanism chooses any.
+    ///
+    /// # Errors
+    /// Those of inputs that the mechanism does not take.
+    fn choice(
+        &self,
+        _inputs: &HostArrays,
+        _config: &Config,
+    ) -> attn_core::Result<Option<SparsePlan>> {
+        Ok(None)
+    }
+
+    /// What dense attention would be given in its place: the mass that a choice keeps is of that.
+    ///
+    /// # Errors
+    /// Those of inputs that the mechanism does not take.
+    fn dense(
+        &self,
+        inputs: &HostArrays,
+        config: &Config,
+    ) -> attn_core::Result<(HostArrays, Config)> {
+        Ok((inputs.clone(), config.clone()))
+    }
+
+    /// Floating-point operations of one run; of all pairs that the mask allows, where the mechanism chooses
+    /// among them.
     fn flops(&self, shape: &AttentionShape, config: &Config) -> f64;
 
     /// Bytes that one run has to move at least: inputs read once, outputs written once.
@@ -94,6 +126,31 @@ pub trait Prepared {
 
     /// The variant that runs, as kernel labels spell it.
     fn variant(&self) -> String;
+
+    /// Reads back which keys a run attends to, where the mechanism chooses any.
+    ///
+    /// # Errors
+    /// Those of the device.
+    fn chosen(&self) -> Result<Option<SparsePlan>> {
+        Ok(None)
+    }
+
+    /// Records one stage of a run alone, `false` where there is no such stage.
+    ///
+    /// # Errors
+    /// Those of the device.
+    fn stage(&self, _stage: Stage) -> Result<bool> {
+        Ok(false)
+    }
+}
+
+/// Stages of mechanisms that choose keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Finds the keys.
+    Select,
+    /// Attends to keys that were chosen before.
+    Attend,
 }
 
 /// The mask of the queries `rows` alone, as explicit bits: with it a few queries of a long sequence
@@ -184,6 +241,7 @@ impl Mechanism for DenseAttention {
         inputs: &HostArrays,
         config: &Config,
         rows: &[usize],
+        _: Option<&SparsePlan>,
     ) -> attn_core::Result<Reference> {
         let output = dense::forward_rows(inputs.view(), config, rows)?;
         Ok(Reference { logits: Budget::for_output(&output).logits, results: vec![output.out] })
@@ -194,6 +252,7 @@ impl Mechanism for DenseAttention {
         inputs: &HostInputs,
         config: &Config,
         rows: &[usize],
+        _: Option<&SparsePlan>,
     ) -> attn_core::Result<Option<Vec<Vec<f32>>>> {
         let shape = inputs.shape;
         if rows.len() == shape.queries {

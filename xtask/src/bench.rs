@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: is every mechanism right, and how fast is it, on every adapter of this machine?
 
 mod cases;
+pub mod choice;
 mod comparable;
 mod compare;
 mod dense_backward;
@@ -346,7 +347,8 @@ mod tests {
         let error = mechanisms(&["dens".into()]).err().map(|error| error.to_string());
         assert_eq!(
             error.unwrap(),
-            "there is no mechanism `dens`; there are dense, dense-f16, dense-backward"
+            "there is no mechanism `dens`; there are dense, dense-f16, dense-backward, plan-blocks-32, plan-tokens, \
+             flexprefill"
         );
     }
 }

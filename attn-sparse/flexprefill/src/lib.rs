@@ -1,6 +1,8 @@
 //! FlexPrefill: sparse attention for prompts, chosen by each head for each prompt.
 #![cfg_attr(doctest, doc = include_str!("../README.md"))]
 
+#[cfg(feature = "bench")]
+pub mod bench;
 mod config;
 mod gpu;
 pub mod reference;

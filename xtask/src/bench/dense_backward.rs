@@ -2,6 +2,7 @@
 
 use attn_core::AttentionShape;
 use attn_core::dense::{self, Config};
+use attn_core::plan::SparsePlan;
 use attn_core::testing::{Budget, HostArrays, HostInputs, Values, simple_f32_backward};
 use attn_wgpu::attention::{Attention, Cotangents, Inputs, Variant};
 use attn_wgpu::bench::{Mechanism, Prepared, Reference, mask_of_rows, pick_rows};
@@ -62,7 +63,7 @@ impl Mechanism for DenseBackward {
     }
 
     /// Text is not trained token by token.
-    fn is_for(&self, shape: &AttentionShape) -> bool {
+    fn is_for(&self, shape: &AttentionShape, _: &Config) -> bool {
         shape.queries > 1
     }
 
@@ -89,6 +90,7 @@ impl Mechanism for DenseBackward {
         inputs: &HostArrays,
         config: &Config,
         rows: &[usize],
+        _: Option<&SparsePlan>,
     ) -> attn_core::Result<Reference> {
         no_modifier(config)?;
         let shape = inputs.view().check()?;
@@ -113,6 +115,7 @@ impl Mechanism for DenseBackward {
         inputs: &HostInputs,
         config: &Config,
         rows: &[usize],
+        _: Option<&SparsePlan>,
     ) -> attn_core::Result<Option<Vec<Vec<f32>>>> {
         no_modifier(config)?;
         let shape = inputs.shape;
@@ -178,13 +181,13 @@ mod tests {
         let config = Config::new().with_mask(Mask::Causal);
         let rows = [2, 5, 12];
         let arrays = inputs.to_f64().unwrap();
-        let some = DenseBackward.reference(&arrays, &config, &rows).unwrap();
+        let some = DenseBackward.reference(&arrays, &config, &rows, None).unwrap();
         let whole = dense::forward(arrays.view(), &config).unwrap();
         let values = spread(&shape, &rows).into_iter().map(f64::from).collect();
         let d_out = Array4::from_shape_vec((1, 2, 13, 4), values).unwrap();
         let cotangents = dense::Cotangents { out: d_out.view(), lse: None };
         let grads = dense::backward(arrays.view(), &config, &whole, cotangents).unwrap();
-        let simple = DenseBackward.simple(&inputs, &config, &rows).unwrap().unwrap();
+        let simple = DenseBackward.simple(&inputs, &config, &rows, None).unwrap().unwrap();
         let whole = [grads.dq.select(Axis(2), &rows), grads.dk, grads.dv];
         for ((whole, some), simple) in whole.iter().zip(&some.results).zip(simple) {
             assert_eq!(whole.shape(), some.shape());

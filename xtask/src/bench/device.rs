@@ -5,10 +5,12 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::Result;
+use attn_core::plan::SparsePlan;
 use attn_wgpu::bench::{CopyProbe, FmaProbe, KernelCase, Mechanism};
 use attn_wgpu::{AdapterDescription, DeviceKind, Error, Gpu};
 
 use super::cases::Case;
+use super::choice::{self, Choice};
 use super::gate::{self, Expected, Got};
 use super::kernels;
 use super::measure::{Effort, on_device};
@@ -41,7 +43,7 @@ impl Plan {
     pub fn pairs(&self) -> impl Iterator<Item = (&Case, &dyn Mechanism)> {
         let all =
             self.cases.iter().flat_map(|case| self.mechanisms.iter().map(move |m| (case, &**m)));
-        all.filter(|(case, mechanism)| mechanism.is_for(&case.inputs.shape))
+        all.filter(|(case, mechanism)| mechanism.is_for(&case.inputs.shape, &case.config))
     }
 
     pub fn effort(&self, case: &Case) -> Effort {
@@ -64,11 +66,16 @@ impl References {
         plan: &Plan,
         case: &Case,
         mechanism: &dyn Mechanism,
+        chosen: Option<&SparsePlan>,
     ) -> Result<Rc<Expected>> {
+        if chosen.is_some() {
+            // Another adapter may choose otherwise.
+            return Ok(Rc::new(Expected::compute(mechanism, case, chosen)?));
+        }
         if let Some(expected) = self.known.get(&index) {
             return Ok(Rc::clone(expected));
         }
-        let expected = Rc::new(Expected::compute(mechanism, case)?);
+        let expected = Rc::new(Expected::compute(mechanism, case, None)?);
         if plan.several {
             self.known.insert(index, Rc::clone(&expected));
         }
@@ -180,7 +187,8 @@ fn measure(
             mechanism.name()
         ));
         let mut row = Row::new(case, mechanism);
-        let expected = || references.get(index, plan, case, mechanism);
+        let expected =
+            |chosen: Option<&SparsePlan>| references.get(index, plan, case, mechanism, chosen);
         let outcome = measure_row(&gpu, case, mechanism, plan.effort(case), expected, &mut row);
         let fatal = outcome.as_ref().err().filter(|error| is_fatal(error)).cloned();
         row.outcome = outcome.unwrap_or_else(|error| outcome_of(&error));
@@ -235,7 +243,7 @@ fn measure_row(
     case: &Case,
     mechanism: &dyn Mechanism,
     effort: Effort,
-    expected: impl FnOnce() -> Result<Rc<Expected>>,
+    expected: impl FnOnce(Option<&SparsePlan>) -> Result<Rc<Expected>>,
     row: &mut Row,
 ) -> Result<Outcome, Error> {
     gpu.sync()?;
@@ -253,7 +261,8 @@ fn measure_row(
     let first = gate::read(&results)?;
     drop(results);
 
-    let expected = match expected() {
+    let chosen = prepared.chosen()?;
+    let expected = match expected(chosen.as_ref()) {
         Ok(expected) => expected,
         Err(error) => return Ok(Outcome::Failed(format!("reference: {error:#}"))),
     };
@@ -261,6 +270,18 @@ fn measure_row(
     row.gate = Some(gate);
     if let Some(wrong) = wrong {
         return Ok(Outcome::Wrong(wrong));
+    }
+    if let Some(plan) = &chosen {
+        let choice = match Choice::of(mechanism, case, plan, &first) {
+            Ok(choice) => choice,
+            Err(error) => return Ok(Outcome::Failed(format!("what was chosen: {error}"))),
+        };
+        row.flops *= choice.density;
+        let wrong = choice.wrong();
+        row.choice = Some(choice);
+        if let Some(wrong) = wrong {
+            return Ok(Outcome::Wrong(wrong));
+        }
     }
 
     let (_, profile) = gpu.profile(|| prepared.record())?;
@@ -282,6 +303,9 @@ fn measure_row(
         return Ok(Outcome::Wrong("two runs on the same inputs gave different bits".into()));
     }
     row.timed(timing, true);
+    if let Some(choice) = &mut row.choice {
+        choice.time(gpu, effort, &*prepared)?;
+    }
     Ok(Outcome::Right)
 }
 
@@ -386,6 +410,7 @@ impl Row {
             share_of_copy: None,
             kv_gigabytes_per_second: None,
             kv_gigabytes_per_second_per_core: None,
+            choice: None,
         }
     }
 
@@ -455,6 +480,7 @@ impl AdapterReport {
         for row in &mut self.kernels {
             row.share_of_yardstick = share(row.gflops_per_second, &self.fma_yardstick);
         }
+        choice::compare_with_dense(&mut self.rows);
         let unsteady = self.probes().into_iter().filter_map(|(name, unit, probe)| {
             let Probe { before, after, .. } = probe.as_ref().filter(|probe| probe.is_unsteady())?;
             Some(format!(

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::{Result, anyhow, bail};
 use attn_core::AttentionShape;
+use attn_core::plan::SparsePlan;
 use attn_core::testing::{Budget, Errors, HostInputs, compare};
 use attn_wgpu::bench::{Mechanism, pick_rows};
 use attn_wgpu::{DType, Tensor};
@@ -119,14 +120,18 @@ fn rule(dtype: DType, rows: &str) -> String {
 
 impl Expected {
     /// Computes the reference and, where there is one, the yardstick, each in a thread of its own.
-    pub fn compute(mechanism: &dyn Mechanism, case: &Case) -> Result<Expected> {
+    pub fn compute(
+        mechanism: &dyn Mechanism,
+        case: &Case,
+        chosen: Option<&SparsePlan>,
+    ) -> Result<Expected> {
         let Case { inputs, config, .. } = case;
         let (rows, dtype) = (rows(&inputs.shape), mechanism.dtype());
         let inputs = &rounded(inputs, dtype);
         let (reference, simple) = std::thread::scope(|scope| {
-            let yardstick = scope.spawn(|| mechanism.simple(inputs, config, &rows));
+            let yardstick = scope.spawn(|| mechanism.simple(inputs, config, &rows, chosen));
             let arrays = inputs.to_f64();
-            (arrays.and_then(|a| mechanism.reference(&a, config, &rows)), yardstick.join())
+            (arrays.and_then(|a| mechanism.reference(&a, config, &rows, chosen)), yardstick.join())
         });
         let simple = simple.map_err(|_| anyhow!("the simple f32 implementation panicked"))??;
         let reference = reference?;
@@ -277,7 +282,7 @@ mod tests {
             let config = dense::Config::new().with_mask(mask);
             let whole = simple_f32(&inputs, &config).unwrap();
             let rows = [0, 3, 20];
-            let some = DenseAttention::F32.simple(&inputs, &config, &rows).unwrap().unwrap();
+            let some = DenseAttention::F32.simple(&inputs, &config, &rows, None).unwrap().unwrap();
             assert_eq!(some, [pick_rows(&whole.out, shape.out(), &rows)]);
         }
     }
@@ -297,7 +302,7 @@ mod tests {
         let case = case();
         let shape = case.inputs.shape;
         let right = simple_f32(&case.inputs, &case.config).unwrap().out;
-        let mut expected = Expected::compute(&DenseAttention::F32, &case).unwrap();
+        let mut expected = Expected::compute(&DenseAttention::F32, &case, None).unwrap();
         for fixed in [false, true] {
             if fixed {
                 expected.wants[0].simple = None;
@@ -322,7 +327,7 @@ mod tests {
     fn half_results_are_judged_on_rounded_inputs() {
         let case = case();
         let shape = case.inputs.shape;
-        let expected = Expected::compute(&DenseAttention::F16, &case).unwrap();
+        let expected = Expected::compute(&DenseAttention::F16, &case, None).unwrap();
         let inputs = rounded(&case.inputs, DType::F16);
         assert_ne!(inputs.q, case.inputs.q);
         let out = simple_f32(&inputs, &case.config).unwrap().out;
@@ -339,8 +344,8 @@ mod tests {
     fn wrong_gradients_are_told_by_name() {
         let case = case();
         let shape = case.inputs.shape;
-        let expected = Expected::compute(&DenseBackward, &case).unwrap();
-        let grads = DenseBackward.simple(&case.inputs, &case.config, &expected.rows);
+        let expected = Expected::compute(&DenseBackward, &case, None).unwrap();
+        let grads = DenseBackward.simple(&case.inputs, &case.config, &expected.rows, None);
         let grads = grads.unwrap().unwrap();
         let mut all: Vec<Got> = ["dq", "dk", "dv"]
             .into_iter()

@@ -58,7 +58,8 @@ fn measure(
     let factor = case.config.mask.pairs(lengths) as f64 / pairs.max(1) as f64;
     let arrays = case.inputs.to_f64()?;
     let effort = Effort { samples: SAMPLES, sample: effort.sample / 2 };
-    let timing = on_host(effort, || mechanism.reference(&arrays, &case.config, &rows).map(drop))?;
+    let timing =
+        on_host(effort, || mechanism.reference(&arrays, &case.config, &rows, None).map(drop))?;
     if rows.len() < case.inputs.shape.queries {
         row.timed_rows = Some(rows.len());
     }

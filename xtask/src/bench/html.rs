@@ -6,10 +6,10 @@ pub mod svg;
 use std::fmt::Write;
 
 use self::svg::{Line, Plot, Point, Scale};
-use super::kernels;
 use super::report::{Adapter, AdapterReport, Host, Outcome, Report, Row, Summary};
 use super::series::{self, Crossover, Series};
 use super::table;
+use super::{choice, kernels};
 
 const STYLE: &str = include_str!("html/style.css");
 
@@ -98,12 +98,29 @@ fn section(report: &AdapterReport) -> String {
             );
         }
     }
+    text.push_str(&chosen(&report.rows));
     if !report.kernels.is_empty() {
         let (header, rows) = kernels::columns(&report.kernels);
         text.push_str("<h3>General kernels</h3>\n");
         text.push_str(&html_table(&header, &rows, kernels::WORDS));
     }
     text.push_str(&list(table::decode_lines(&report.rows).into_iter().map(|line| ("", line))));
+    text
+}
+
+/// What mechanisms chose, on the whole and by head.
+fn chosen(rows: &[Row]) -> String {
+    let Some((header, cells)) = choice::columns(rows) else { return String::new() };
+    let mut text = format!(
+        "<h3>What mechanisms chose</h3>\n{}<p class=\"faint\">{}</p>\n",
+        html_table(&header, &cells, table::WORDS),
+        escape(choice::NOTE)
+    );
+    if let Some((header, cells)) = choice::heads(rows) {
+        let heads = html_table(&header, &cells, choice::WORDS);
+        let _ =
+            writeln!(text, "<details><summary>The same of every head</summary>{heads}</details>");
+    }
     text
 }
 

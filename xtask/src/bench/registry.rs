@@ -1,6 +1,6 @@
 //! The mechanisms that benchmarks run.
 
-use attn_wgpu::bench::{DenseAttention, Mechanism};
+use attn_wgpu::bench::{DenseAttention, Mechanism, RandomPlan};
 
 use super::dense_backward::DenseBackward;
 
@@ -9,6 +9,9 @@ pub fn mechanisms() -> Vec<Box<dyn Mechanism>> {
     vec![
         Box::new(DenseAttention::F32),
         Box::new(DenseAttention::F16),
-        Box::new(DenseBackward), //
+        Box::new(DenseBackward),
+        Box::new(RandomPlan::BLOCKS),
+        Box::new(RandomPlan::TOKENS),
+        Box::new(attn_flexprefill::bench::Benchmark),
     ]
 }

@@ -7,6 +7,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::choice::Choice;
 use super::kernels::KernelRow;
 
 /// Raised whenever a reader of older reports would misunderstand a newer one.
@@ -165,6 +166,9 @@ pub struct Row {
     /// counts cores.
     pub kv_gigabytes_per_second: Option<f64>,
     pub kv_gigabytes_per_second_per_core: Option<f64>,
+    /// Of mechanisms that choose keys; `flops` are then those of the chosen pairs.
+    #[serde(default)]
+    pub choice: Option<Choice>,
 }
 
 /// Where the inputs come from.
@@ -409,6 +413,7 @@ pub mod tests {
             share_of_copy: Some(0.25),
             kv_gigabytes_per_second: None,
             kv_gigabytes_per_second_per_core: None,
+            choice: None,
         };
         let wrong = Row {
             outcome: Outcome::Wrong("out: max error 1e0".into()),

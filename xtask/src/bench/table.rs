@@ -5,8 +5,8 @@ use std::fmt::Write;
 use comfy_table::presets::ASCII_MARKDOWN;
 use comfy_table::{CellAlignment, Table};
 
-use super::kernels;
 use super::report::{Adapter, AdapterReport, Clock, Gate, Outcome, Probe, Row};
+use super::{choice, kernels};
 
 /// Where there is no number.
 pub const NONE: &str = "-";
@@ -38,6 +38,10 @@ pub fn adapter(report: &AdapterReport) -> String {
     }
     for (what, why) in reasons(&report.rows) {
         let _ = writeln!(text, "{what}: {why}");
+    }
+    if let Some((header, cells)) = choice::columns(&report.rows) {
+        let table = markdown(header, cells, WORDS);
+        let _ = writeln!(text, "\nwhat mechanisms chose ({})\n{table}", choice::NOTE);
     }
     if !report.kernels.is_empty() {
         let (header, cells) = kernels::columns(&report.kernels);

@@ -153,7 +153,7 @@ fn tune(
     };
     said("reference");
     let case = problem(kernel, dim, cpu);
-    let expected = Expected::compute(mechanism, &case)?;
+    let expected = Expected::compute(mechanism, &case, None)?;
     let rule = |setting| Rule { kernel, subgroups, max_dim: dim, setting };
     let measure = |setting: Setting| -> Result<Result<f64, String>> {
         said(&setting.to_string());
