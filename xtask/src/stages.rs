@@ -278,6 +278,8 @@ fn setting_tests(
     env.extend(extra.iter().map(|(name, value)| (*name, value.to_string())));
     // Random cases compile kernels by the dozen; here the tables have to do.
     env.push(("PROPTEST_CASES", "2".into()));
+    // Most of the time goes into Mesa's compiler, and half of that into optimisations. The tests at 8 lanes have them.
+    env.push(("GALLIVM_PERF", "nopt".into()));
     let pick = |member: &str, programs, args: &[&str]| {
         Step::Built(Pick {
             member: member.into(),

@@ -3,7 +3,7 @@
 use attn_core::dense::Config;
 use attn_core::plan::{self, Entries, Part, PlanShape, Rows, Share, SparsePlan};
 use attn_core::testing::{Budget, HostArrays, HostInputs, bits, simple_plan_f32};
-use attn_core::{AttentionShape, Error, Mask};
+use attn_core::{AttentionShape, Mask};
 
 use super::{Mechanism, Prepared, Reference, Stage, upload};
 use crate::attention::Inputs;
@@ -129,6 +129,10 @@ impl Mechanism for RandomPlan {
         }
     }
 
+    fn choice(&self, inputs: &HostArrays, _: &Config) -> attn_core::Result<Option<SparsePlan>> {
+        Ok(Some(self.plan(&inputs.view().check()?)))
+    }
+
     fn simple(
         &self,
         inputs: &HostInputs,
@@ -136,8 +140,7 @@ impl Mechanism for RandomPlan {
         rows: &[usize],
         chosen: Option<&SparsePlan>,
     ) -> attn_core::Result<Option<Vec<Vec<f32>>>> {
-        let plan = chosen.ok_or_else(|| Error::data("chosen", "a plan", "none"))?;
-        simple_on_plan(inputs, config, rows, plan)
+        chosen.map_or(Ok(None), |plan| simple_on_plan(inputs, config, rows, plan))
     }
 
     fn flops(&self, shape: &AttentionShape, config: &Config) -> f64 {

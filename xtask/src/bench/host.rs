@@ -1,6 +1,7 @@
 //! The f64 references on the host, timed as one more adapter.
 
 use attn_core::AttentionShape;
+use attn_core::plan::Tile;
 use attn_wgpu::DType;
 use attn_wgpu::bench::Mechanism;
 
@@ -57,9 +58,15 @@ fn measure(
     let pairs: usize = rows.iter().map(|&row| seen(row)).sum();
     let factor = case.config.mask.pairs(lengths) as f64 / pairs.max(1) as f64;
     let arrays = case.inputs.to_f64()?;
+    // Keys are chosen for all rows at once, so this does not belong to the time of some.
+    let chosen = mechanism.choice(&arrays, &case.config)?;
+    if let Some(plan) = &chosen {
+        row.flops *= plan.stats(Tile::default())?.density();
+    }
     let effort = Effort { samples: SAMPLES, sample: effort.sample / 2 };
-    let timing =
-        on_host(effort, || mechanism.reference(&arrays, &case.config, &rows, None).map(drop))?;
+    let timing = on_host(effort, || {
+        mechanism.reference(&arrays, &case.config, &rows, chosen.as_ref()).map(drop)
+    })?;
     if rows.len() < case.inputs.shape.queries {
         row.timed_rows = Some(rows.len());
     }
