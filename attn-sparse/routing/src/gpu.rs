@@ -213,7 +213,7 @@ impl Routing {
             }
         };
         let normed = [&tokens.q, tokens.k()];
-        Routes::new(normed, valid.as_ref(), &centroids.rows, extents, self.config.window)
+        Routes::new(normed, valid.as_ref(), &centroids.rows, extents, &self.config)
     }
 
     fn attend_tokens(

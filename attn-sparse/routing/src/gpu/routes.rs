@@ -8,7 +8,7 @@ use ndarray::Array3;
 
 use super::Extents;
 use super::kernels::{NEAREST, NUMBER, Run};
-use crate::reference;
+use crate::{Config, reference};
 
 /// Behind the members of a centroid that has fewer than `window`, and the centroid of padding.
 pub(super) const NONE: u32 = u32::MAX;
@@ -30,6 +30,8 @@ pub struct Routes {
     pub(super) extents: Extents,
     /// Whether keys are the queries.
     pub(super) shared: bool,
+    /// Whether a token sees only itself and earlier ones.
+    causal: bool,
     /// Whether there may be padding.
     pub(super) padded: bool,
     /// The row of each slot of the queries among all tokens, `[slots]`.
@@ -80,8 +82,9 @@ impl Routes {
         valid: Option<&Tensor>,
         means: &Tensor,
         extents: Extents,
-        window: usize,
+        config: &Config,
     ) -> Result<Routes> {
+        let (window, causal) = (config.window, config.causal);
         let [q, k] = normed;
         let shared = std::ptr::eq(q, k);
         let (queries, assigned_q) = side(q, valid, means, &extents, window)?;
@@ -92,7 +95,18 @@ impl Routes {
         let rows = numbered(&queries, extents.planes(), extents.tokens)?;
         let slots = Slots::new(&rows, extents.planes() * extents.tokens)?;
         let padded = valid.is_some();
-        Ok(Routes { queries, keys, assigned_q, assigned_k, extents, shared, padded, rows, slots })
+        Ok(Routes {
+            queries,
+            keys,
+            assigned_q,
+            assigned_k,
+            extents,
+            shared,
+            causal,
+            padded,
+            rows,
+            slots,
+        })
     }
 
     /// The row of each slot of the keys.
@@ -150,7 +164,7 @@ impl Routes {
     ///
     /// # Errors
     /// Those of the device.
-    pub fn plan(&self, causal: bool) -> Result<SparsePlan> {
+    pub fn plan(&self) -> Result<SparsePlan> {
         let Extents { batch, heads, tokens, .. } = self.extents;
         let routes = self.read()?;
         let flat = |lists: &[Vec<Vec<usize>>]| {
@@ -168,8 +182,8 @@ impl Routes {
         let rows = Rows::Lists { plane_ptr, q_ptr, q_idx };
         let part = Part::new(rows, Entries::Tokens { row_ptr, k_idx });
         let shape = PlanShape::new(batch, heads, heads, tokens, tokens);
-        let plan = SparsePlan::new(shape, Share::PerHead, causal, vec![part]);
-        Ok(plan.with_combine(Combine::Mean))
+        let plan = SparsePlan::new(shape, Share::PerHead, self.causal, vec![part]);
+        Ok(plan.with_combine(Combine::Mean).canonicalise()?)
     }
 }
 
