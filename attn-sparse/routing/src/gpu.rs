@@ -1,7 +1,7 @@
 //! The layer on a device. The steps are those of [`crate::reference`].
 //!
 //! ```text
-//! layer_norm                 q^, k^                                            step 2
+//! routing_norm               q^, k^                                            step 2
 //! matmul                     scores of all centroids, [clusters, tokens]       step 3
 //! routing_nearest            the centroid of each token                        updates, loss
 //! top_k_rows                 the members of each centroid, rising              step 4
@@ -25,7 +25,6 @@ mod train;
 use attn_core::dense::Config as Dense;
 use attn_core::{AttentionShape, Error, Mask};
 use attn_wgpu::attention::{Attention, Inputs, MAX_DIM};
-use attn_wgpu::norm::layer_norm;
 use attn_wgpu::{DType, Gpu, Result, Tensor, ops};
 
 pub use self::centroids::{Centroids, Uninitialised};
@@ -36,6 +35,7 @@ pub use self::stream::State;
 pub use self::train::{Commitment, Cotangents, Grads, Saved};
 
 use self::clusters::{Clusters, Way};
+use self::kernels::{NORM, Run};
 use crate::Config;
 use crate::reference::VARIANCE_EPSILON;
 
@@ -279,20 +279,40 @@ impl Routing {
         };
         let k = match self.config.shared_qk {
             true => None,
-            false => Some(repeated(&self.normed(inputs.k)?, shape.heads)?),
+            false => Some(repeated(&normed(inputs.k)?, shape.heads)?),
         };
         let v = repeated(&aligned(inputs.v)?, shape.heads)?;
-        Ok(Tokens { extents, shape, dtype, q: self.normed(inputs.q)?, k, v })
+        Ok(Tokens { extents, shape, dtype, q: normed(inputs.q)?, k, v })
     }
+}
 
-    /// Step 2.
-    fn normed(&self, x: &Tensor) -> Result<Tensor> {
-        let dim = x.shape()[3];
-        let one = Tensor::full(&self.gpu, &[dim], 1f32)?;
-        let zero = Tensor::zeros(&self.gpu, &[dim], DType::F32)?;
-        let x = ops::convert(x, DType::F32)?;
-        aligned(&layer_norm(&x, &one, &zero, VARIANCE_EPSILON as f32)?)
-    }
+/// Step 2 for `[batch, heads, tokens, dim]`, with rows filled up to whole groups of four elements.
+fn normed(x: &Tensor) -> Result<Tensor> {
+    let dim = x.shape()[3];
+    let x = ops::convert(x, DType::F32)?;
+    let (strides, start) = (x.strides(), x.binding().1);
+    let outer = strides[..3].iter().chain([&start]);
+    let direct = dim.is_multiple_of(4) && strides[3] == 1 && outer.copied().all(|s| s % 4 == 0);
+    let x = if direct { x.clone() } else { aligned(&x)? };
+    let mut shape = x.shape().to_vec();
+    shape[3] = dim.next_multiple_of(4);
+    let out = Tensor::uninit(x.gpu(), &shape, DType::F32)?;
+    let chunks = shape[3] / 4;
+    let place = [x.binding().1, x.strides()[0], x.strides()[1], x.strides()[2]];
+    let mut params = vec![dim as u32, chunks as u32, (VARIANCE_EPSILON as f32).to_bits()];
+    params.extend([shape[1] as u32, shape[2] as u32]);
+    params.extend(place.map(|elements| (elements / 4) as u32));
+    let run = Run {
+        source: &NORM,
+        flags: &[],
+        tensors: &[&x, &out],
+        count: out.len() / shape[3],
+        params: &params,
+        steps: 3 * chunks,
+        work: 8.0 * dim as f64,
+    };
+    run.record(x.gpu())?;
+    Ok(out)
 }
 
 /// The tensor in f32, contiguous from the beginning of a binding on, rows filled up with zeros to

@@ -1,15 +1,14 @@
 //! Online k-means on a device.
 
 use attn_core::Error;
-use attn_wgpu::norm::layer_norm;
 use attn_wgpu::{DType, Gpu, Result, Tensor, ops};
 use ndarray::{ArrayD, Ix2, Ix3};
 
 use super::clusters::listed_sums;
 use super::kernels::{COUNTS, FOLLOW, Run};
 use super::routes::{Slots, numbered};
-use super::{Extents, aligned, whole};
-use crate::reference::{self, COUNT_EPSILON, DEAD, VARIANCE_EPSILON};
+use super::{Extents, aligned, normed, whole};
+use crate::reference::{self, COUNT_EPSILON, DEAD};
 use crate::{Config, UpdateRule};
 
 /// Extents of a layer whose centroids are not there yet: attention asks for [`Centroids`], which only
@@ -52,7 +51,7 @@ impl Uninitialised {
     pub fn with_means(self, means: &Tensor) -> Result<Centroids> {
         check("means", means, &[self.heads, self.clusters, self.dim])?;
         let counts = Tensor::full(means.gpu(), &[self.heads, self.clusters], 1f32)?;
-        let means = own(means)?;
+        let means = means.contiguous()?;
         Ok(Centroids { rows: aligned(&means)?, sums: means.clone(), means, counts })
     }
 
@@ -63,9 +62,8 @@ impl Uninitialised {
     /// As [`Uninitialised::with_means`].
     pub fn with_normals(self, normals: &Tensor) -> Result<Centroids> {
         check("normals", normals, &[self.heads, self.clusters, self.dim])?;
-        let one = Tensor::full(normals.gpu(), &[self.dim], 1f32)?;
-        let zero = Tensor::zeros(normals.gpu(), &[self.dim], DType::F32)?;
-        self.with_means(&layer_norm(normals, &one, &zero, VARIANCE_EPSILON as f32)?)
+        let first = normed(&normals.split(0, &[1, self.heads])?)?.narrow(3, 0, self.dim)?;
+        self.with_means(&first.contiguous()?.reshape(normals.shape())?)
     }
 }
 
@@ -105,7 +103,7 @@ impl Centroids {
     pub fn with_averages(self, sums: &Tensor, counts: &Tensor) -> Result<Centroids> {
         check("sums", sums, self.means.shape())?;
         check("counts", counts, &self.means.shape()[..2])?;
-        Ok(Centroids { sums: own(sums)?, counts: whole(&own(counts)?)?, ..self })
+        Ok(Centroids { sums: sums.contiguous()?, counts: whole(counts)?, ..self })
     }
 
     /// That there are as many as a call needs.
@@ -119,7 +117,7 @@ impl Centroids {
         &self,
         config: &Config,
         extents: &Extents,
-        sides: &[(&Tensor, &Tensor)],
+        sides: &[(&Tensor, Tensor)],
     ) -> Result<Centroids> {
         let (keep, take) = (config.decay as f32, (1.0 - config.decay) as f32);
         let mut next = self.clone();
@@ -231,11 +229,6 @@ fn fresh(x: &Tensor) -> Result<Tensor> {
 /// The first elements of rows, contiguous.
 fn narrowed(x: &Tensor, dim: usize) -> Result<Tensor> {
     x.narrow(2, 0, dim)?.contiguous()
-}
-
-/// The tensor, contiguous.
-fn own(x: &Tensor) -> Result<Tensor> {
-    x.contiguous()
 }
 
 fn check(arg: &'static str, tensor: &Tensor, expected: &[usize]) -> Result<()> {

@@ -16,6 +16,9 @@ use super::routes::{Routes, Slots};
 /// Bytes of probabilities at once.
 const MAX_BYTES: usize = 32 << 20;
 
+/// Groups of four elements that an invocation moves, as in the kernels.
+const EACH: usize = 4;
+
 /// How clusters are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
@@ -137,7 +140,7 @@ fn gathered(
         source: &GATHER,
         flags: if share.is_some() { &["SHARE"] } else { &[] },
         tensors: &tensors,
-        count: planes * clusters * width * chunks,
+        count: planes * clusters * width * chunks.div_ceil(EACH),
         params: &[chunks as u32, (epsilon as f32).to_bits()],
         steps: 1,
         work: 4.0,
@@ -172,7 +175,7 @@ pub(super) fn listed_sums(
         source: &SUM,
         flags: if mean.is_some() { &["MEAN"] } else { &[] },
         tensors: &[x, &slots.offsets, &slots.order, &out],
-        count: out.len() / 4,
+        count: out.len() / x.shape()[3] * chunks.div_ceil(EACH),
         params: &[
             chunks as u32,
             (start / 4) as u32,

@@ -17,6 +17,7 @@ macro_rules! kernels {
 const SNIPPETS: &[(&str, &str)] = &[("each", include_str!("../kernels/each.wgsl"))];
 
 kernels! {
+    NORM = "routing_norm",
     NEAREST = "routing_nearest",
     NUMBER = "routing_number",
     GATHER = "routing_gather",
@@ -37,6 +38,7 @@ kernels! {
 /// Every kernel with the flags it runs with.
 #[cfg(feature = "bench")]
 const VARIANTS: &[(KernelSource, &[&str])] = &[
+    (NORM, &[]),
     (NEAREST, &[]),
     (NEAREST, &["VALID"]),
     (NUMBER, &[]),

@@ -22,11 +22,8 @@ pub struct Routes {
     pub queries: Tensor,
     /// Keys of each centroid, as the queries.
     pub keys: Tensor,
-    /// The centroid of largest score of each query, u32 `[batch, heads, tokens]`; `u32::MAX` for
-    /// padding.
-    pub assigned_q: Tensor,
-    /// Of each key.
-    pub assigned_k: Tensor,
+    /// The centroids of queries and of keys.
+    assigned: [Assigned; 2],
     pub(super) extents: Extents,
     /// Whether keys are the queries.
     pub(super) shared: bool,
@@ -38,6 +35,14 @@ pub struct Routes {
     pub(super) rows: Tensor,
     /// Slots of each of these rows.
     pub(super) slots: Slots,
+}
+
+/// The centroid of largest score of each token. Only training asks for it, so it is found then, except
+/// where padding has to be told apart for the choice of tokens.
+#[derive(Debug, Clone)]
+enum Assigned {
+    Found(Tensor),
+    Scores(Tensor),
 }
 
 /// The way from a row back to its slots.
@@ -87,9 +92,9 @@ impl Routes {
         let (window, causal) = (config.window, config.causal);
         let [q, k] = normed;
         let shared = std::ptr::eq(q, k);
-        let (queries, assigned_q) = side(q, valid, means, &extents, window)?;
-        let (keys, assigned_k) = match shared {
-            true => (queries.clone(), assigned_q.clone()),
+        let (queries, by_query) = side(q, valid, means, &extents, window)?;
+        let (keys, by_key) = match shared {
+            true => (queries.clone(), by_query.clone()),
             false => side(k, valid, means, &extents, window)?,
         };
         let rows = numbered(&queries, extents.planes(), extents.tokens)?;
@@ -98,8 +103,7 @@ impl Routes {
         Ok(Routes {
             queries,
             keys,
-            assigned_q,
-            assigned_k,
+            assigned: [by_query, by_key],
             extents,
             shared,
             causal,
@@ -107,6 +111,23 @@ impl Routes {
             rows,
             slots,
         })
+    }
+
+    /// The centroid of largest score of each query, u32 `[batch, heads, tokens]`; `u32::MAX` for
+    /// padding.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn assigned_q(&self) -> Result<Tensor> {
+        self.assigned[0].found(&self.extents)
+    }
+
+    /// Of each key.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn assigned_k(&self) -> Result<Tensor> {
+        self.assigned[1].found(&self.extents)
     }
 
     /// The row of each slot of the keys.
@@ -154,8 +175,8 @@ impl Routes {
             queries: members(&self.queries)?,
             keys: members(&self.keys)?,
             counts,
-            assigned_q: assigned(&self.assigned_q)?,
-            assigned_k: assigned(&self.assigned_k)?,
+            assigned_q: assigned(&self.assigned_q()?)?,
+            assigned_k: assigned(&self.assigned_k()?)?,
         })
     }
 
@@ -187,6 +208,15 @@ impl Routes {
     }
 }
 
+impl Assigned {
+    fn found(&self, extents: &Extents) -> Result<Tensor> {
+        match self {
+            Assigned::Found(assigned) => Ok(assigned.clone()),
+            Assigned::Scores(scores) => nearest(scores, None, extents),
+        }
+    }
+}
+
 /// Members of each centroid, and the centroid of each token, of one side.
 fn side(
     x: &Tensor,
@@ -194,10 +224,14 @@ fn side(
     means: &Tensor,
     extents: &Extents,
     window: usize,
-) -> Result<(Tensor, Tensor)> {
+) -> Result<(Tensor, Assigned)> {
     let Extents { batch, heads, tokens, clusters, .. } = *extents;
     let all = scores(x, means, extents)?;
-    let assigned = nearest(&all, valid, extents)?;
+    let assigned = match valid {
+        None => Assigned::Scores(all.clone()),
+        // Scores of padding fall below all others.
+        Some(_) => Assigned::Found(nearest(&all, valid, extents)?),
+    };
     let width = window.min(tokens);
     let wanted = match valid {
         None => None,

@@ -128,14 +128,14 @@ impl Routing {
         centroids.check([heads, clusters, dim])?;
         let (heads_kv, dtype) = (tokens.shape.heads_kv, tokens.dtype);
         let twice = if routes.shared { 2.0 } else { 1.0 };
-        let (loss, dq) = self.commit(inputs.q, &routes.assigned_q, routes, centroids, twice)?;
+        let (loss, dq) = self.commit(inputs.q, &routes.assigned_q()?, routes, centroids, twice)?;
         let dq = self.finish(&dq, dim, dtype)?;
         if routes.shared {
             let dk = self.zeros(inputs.k.shape(), dtype)?;
             return Ok(Commitment { loss, dq, dk });
         }
         let k = repeated(&aligned(inputs.k)?, heads)?.narrow(3, 0, dim)?;
-        let (more, dk) = self.commit(&k, &routes.assigned_k, routes, centroids, 1.0)?;
+        let (more, dk) = self.commit(&k, &routes.assigned_k()?, routes, centroids, 1.0)?;
         let dk = self.finish(&summed(&dk, heads_kv)?, dim, dtype)?;
         Ok(Commitment { loss: ops::add(&loss, &more)?, dq, dk })
     }
@@ -154,8 +154,10 @@ impl Routing {
         self.check_routes(&tokens, routes, inputs.q)?;
         let Extents { heads, clusters, dim, .. } = tokens.extents;
         centroids.check([heads, clusters, dim])?;
-        let mut sides = vec![(&tokens.q, &routes.assigned_q)];
-        sides.extend(tokens.k.as_ref().map(|k| (k, &routes.assigned_k)));
+        let mut sides = vec![(&tokens.q, routes.assigned_q()?)];
+        if let Some(k) = &tokens.k {
+            sides.push((k, routes.assigned_k()?));
+        }
         centroids.updated(&self.config, &tokens.extents, &sides)
     }
 

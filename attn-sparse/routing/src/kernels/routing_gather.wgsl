@@ -1,6 +1,6 @@
 // Rows by number: out[slot] = x[rows[slot]], 0 for NONE. With SHARE, a row is divided by the number of
 // its slots plus epsilon: the derivative of the mean in step 6.
-// An invocation owns four elements of a slot. No workgroup memory; needs four storage buffers.
+// An invocation owns EACH vec4s of a slot. No workgroup memory; needs four storage buffers.
 
 struct Params {
   count: u32,
@@ -10,6 +10,7 @@ struct Params {
 }
 
 const NONE = 0xffffffffu;
+const EACH = 4u;
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>; // [rows, chunks]
 @group(0) @binding(1) var<storage, read> rows: array<u32>; // [slots]
@@ -19,16 +20,28 @@ const NONE = 0xffffffffu;
 #endif
 
 fn one(index: u32) {
-  let slot = index / params.chunks;
+  let chunks = params.chunks;
+  let parts = (chunks + EACH - 1u) / EACH;
+  let slot = index / parts;
+  let first = EACH * (index - slot * parts);
+  let end = min(first + EACH, chunks);
   let row = rows[slot];
-  var value = vec4<f32>(0.0);
-  if row != NONE {
-    value = x[row * params.chunks + index - slot * params.chunks];
-#ifdef SHARE
-    value /= f32(offsets[row + 1u] - offsets[row]) + params.epsilon;
-#endif
+  let at = row * chunks;
+  let out_at = slot * chunks;
+  if row == NONE {
+    for (var c = first; c < end; c++) {
+      out[out_at + c] = vec4<f32>(0.0);
+    }
+    return;
   }
-  out[index] = value;
+#ifdef SHARE
+  let share = f32(offsets[row + 1u] - offsets[row]) + params.epsilon;
+#else
+  let share = 1.0;
+#endif
+  for (var c = first; c < end; c++) {
+    out[out_at + c] = x[at + c] / share;
+  }
 }
 
 @compute @workgroup_size(WORKGROUP)

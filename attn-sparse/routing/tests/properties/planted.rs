@@ -67,12 +67,17 @@ fn run(gpu: &Gpu, seed: u64) -> (f64, f64, usize) {
     (mass, purity, live)
 }
 
+/// K-means depends on where it starts, so the thresholds are held by the mean of a few starts.
 #[test]
 fn centroids_find_planted_clusters() {
     let Some(gpu) = gpu() else { return };
-    let (mass, purity, live) = run(&gpu, 1);
-    println!("mass kept {mass:.3}, purity {purity:.3}, {live} centroids alive");
+    let runs: Vec<_> = (1..=3).map(|seed| run(&gpu, seed)).collect();
+    for (mass, purity, live) in &runs {
+        println!("mass kept {mass:.3}, purity {purity:.3}, {live} centroids alive");
+    }
+    let mean = |of: fn(&(f64, f64, usize)) -> f64| runs.iter().map(of).sum::<f64>() / 3.0;
+    let (mass, purity, live) = (mean(|run| run.0), mean(|run| run.1), mean(|run| run.2 as f64));
     assert!(mass >= 0.55, "mass kept {mass}");
     assert!(purity >= 0.80, "purity {purity}");
-    assert!(live >= 13, "{live} centroids alive");
+    assert!(live >= 13.0, "{live} centroids alive");
 }
