@@ -4,6 +4,11 @@
 const EXPLICIT = 0u;
 const SINKS = 1u;
 const WINDOW = 2u;
+#ifdef NEAR
+const PHASES = 3u;
+#else
+const PHASES = 1u;
+#endif
 
 struct Members {
   plane: u32,

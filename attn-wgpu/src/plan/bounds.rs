@@ -135,7 +135,7 @@ fn most_keys(plan: &DevicePlan, pass: &Pass<'_>, group: usize) -> usize {
 }
 
 /// Keys of the near part that a group of `rows` queries visits at most.
-fn near_keys(plan: &DevicePlan, rows: usize) -> usize {
+pub(super) fn near_keys(plan: &DevicePlan, rows: usize) -> usize {
     let keys = plan.shape.keys;
     let window = usize::try_from(plan.settings().window()).unwrap_or(keys).min(keys);
     let window = if window > 0 { (window + rows).min(keys) } else { 0 };

@@ -363,6 +363,11 @@ impl DevicePlan {
         &self.parts
     }
 
+    /// Whether the groups of a query are softmaxes of their own.
+    pub(crate) fn is_weighted(&self) -> bool {
+        !matches!(self.combine, Combine::Single | Combine::Lse)
+    }
+
     /// The plan without its parts, on the host.
     pub(crate) fn settings(&self) -> SparsePlan {
         let mut plan = SparsePlan::new(self.shape, self.share, self.causal, Vec::new());
