@@ -33,8 +33,11 @@ proptest! {
     #![proptest_config(cases(24))]
 
     #[test]
-    fn any_plan_equals_the_reference(case in plan_case(20_000)) {
+    fn any_plan_equals_the_reference(case in plan_case(40_000)) {
         let Some(gpu) = gpu() else { return Ok(()) };
+        // Few head sizes, since every one is compiled; heads and lengths are what plans are about.
+        let mut case = case;
+        (case.shape.dim_qk, case.shape.dim_v) = (16, 16);
         let plan = case.plan.canonicalise().unwrap();
         let config = case.config.clone().with_mask(config(&plan).mask);
         let inputs = case.inputs();
