@@ -58,11 +58,7 @@ impl PlanAttention {
     ///
     /// # Errors
     /// As [`PlanAttention::forward`].
-    pub fn forward_saved(
-        &self,
-        inputs: Inputs<'_>,
-        plan: &DevicePlan,
-    ) -> Result<(Output, Saved)> {
+    pub fn forward_saved(&self, inputs: Inputs<'_>, plan: &DevicePlan) -> Result<(Output, Saved)> {
         let output = self.forward(inputs, plan)?;
         let saved = Saved::new(inputs, plan, &output.out, &output.lse);
         Ok((output, saved))
@@ -79,7 +75,7 @@ impl PlanAttention {
     /// As [`PlanAttention::forward`]; [`crate::Error::NotDifferentiable`] if the modifier changes scores
     /// and has no derivative.
     pub fn backward(&self, saved: &Saved, cotangents: Cotangents<'_>) -> Result<Grads> {
-        let (dense, plan) = (&saved.dense, &saved.plan);
+        let (dense, plan) = (&saved.dense, &self.masked(&saved.plan)?);
         let inputs = dense.inputs();
         let shape = self.check(inputs, plan)?;
         self.dense.check_cotangents(dense, cotangents, &shape)?;
@@ -143,11 +139,11 @@ impl PlanAttention {
         let passes = Pass::of(plan);
         let chunk = self.chunk.unwrap_or_else(|| chunk(shape.keys));
         let capabilities = self.gpu.capabilities();
-        let most = |of: &dyn Fn(&Pass<'_>) -> usize| passes.iter().map(of).max().unwrap_or(1).max(1);
+        let most =
+            |of: &dyn Fn(&Pass<'_>) -> usize| passes.iter().map(of).max().unwrap_or(1).max(1);
         let rows = most(&|pass| pass.most_queries(plan)) * pack(plan);
         let visited = most(&|pass| pass.most_keys(plan));
-        let variant =
-            |rows| Variant::plan_backward(shape.dim_qk, shape.dim_v, rows, capabilities);
+        let variant = |rows| Variant::plan_backward(shape.dim_qk, shape.dim_v, rows, capabilities);
         let (forward, split) = Variant::plan(shape.dim_qk, shape.dim_v, rows, capabilities);
         let forward_tile = if split { forward.rows as usize } else { forward.tile() };
         let run = |variant, split, tile, chunk| Run {

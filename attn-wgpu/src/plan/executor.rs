@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use attn_core::AttentionShape;
 use attn_core::Mask;
 use attn_core::dense::Config;
-use attn_core::plan::Share;
+use attn_core::plan::{PlanShape, Share};
 
 use super::bounds::{Bound, MAX_PARTS, bound, grid, groups, queries};
 use super::device::DevicePlan;
@@ -56,16 +56,16 @@ pub(super) struct Run<'a> {
 }
 
 impl PlanAttention {
-    /// Attention by `config` on `gpu`. The mask must be [`Mask::Full`] or [`Mask::Causal`], and say
-    /// the same as the plans: which keys are seen is their matter.
+    /// Attention by `config` on `gpu`. The mask must be [`Mask::Full`], [`Mask::Causal`] or a
+    /// [`Mask::Window`] that ends at the query, and as causal as the plans. A window takes keys away
+    /// that are farther than its left end, as [`DevicePlan::with_max_dist`] does.
     ///
     /// # Errors
     /// As [`Attention::new`], and [`attn_core::Error::Config`] for other masks.
     pub fn new(gpu: &Gpu, config: Config) -> Result<PlanAttention> {
-        if !matches!(config.mask, Mask::Full | Mask::Causal) {
-            return Err(
-                attn_core::Error::config("mask", "full or causal", config.mask.name()).into()
-            );
+        if !matches!(config.mask, Mask::Full | Mask::Causal | Mask::Window { right: 0, .. }) {
+            let expected = "full, causal or a window without keys behind the query";
+            return Err(attn_core::Error::config("mask", expected, config.mask.name()).into());
         }
         let args = Arc::new(Mutex::new(Tensor::indirect(gpu, 4 * MAX_PASSES)?));
         Ok(PlanAttention {
@@ -93,6 +93,7 @@ impl PlanAttention {
     /// As [`Attention::forward`], and [`attn_core::Error`] where the plan was made for other extents
     /// or another mask, or where there are sinks, which plans do not know.
     pub fn forward(&self, inputs: Inputs<'_>, plan: &DevicePlan) -> Result<Output> {
+        let plan = &self.masked(plan)?;
         let shape = self.check(inputs, plan)?;
         let out = Tensor::uninit(&self.gpu, &shape.out(), inputs.q.dtype())?;
         let lse = Tensor::uninit(&self.gpu, &shape.lse(), DType::F32)?;
@@ -112,6 +113,7 @@ impl PlanAttention {
         out: &Tensor,
         lse: Option<&Tensor>,
     ) -> Result<()> {
+        let plan = &self.masked(plan)?;
         let shape = self.check(inputs, plan)?;
         check_output("out", out, &shape.out(), inputs.q.dtype())?;
         let lse = match lse {
@@ -122,6 +124,21 @@ impl PlanAttention {
             None => Tensor::uninit(&self.gpu, &shape.lse(), DType::F32)?,
         };
         self.run(inputs, plan, shape, out, &lse)
+    }
+
+    /// The plan without what the mask takes away.
+    pub(super) fn masked(&self, plan: &DevicePlan) -> Result<DevicePlan> {
+        let Mask::Window { left, .. } = self.config().mask else { return Ok(plan.clone()) };
+        let PlanShape { batch, heads, heads_kv, queries, keys, q_off, .. } = plan.shape;
+        // A mask's positions are those of queries at the end.
+        let aligned = PlanShape::new(batch, heads, heads_kv, queries, keys).q_off;
+        if aligned != q_off {
+            let expected = format!("{aligned} under {}", self.config().mask.name());
+            return Err(attn_core::Error::config("q_off", expected, q_off).into());
+        }
+        let left = u32::try_from(left).unwrap_or(u32::MAX);
+        let most = plan.max_dist.map_or(left, |most| most.min(left));
+        Ok(plan.clone().with_max_dist(most))
     }
 
     pub(super) fn check(&self, inputs: Inputs<'_>, plan: &DevicePlan) -> Result<AttentionShape> {
@@ -140,7 +157,7 @@ impl PlanAttention {
                 format!("{wanted:?} (batch, heads, heads_kv, queries, keys) as the plan");
             return Err(attn_core::Error::shape("q, k, v", expected, &got).into());
         }
-        if plan.causal != (self.config().mask == Mask::Causal) {
+        if plan.causal != (self.config().mask != Mask::Full) {
             let (mask, causal) = (self.config().mask.name(), plan.causal);
             let got = format!("{mask}, and causal: {causal}");
             return Err(config("mask", "what the plan says", got));
@@ -236,7 +253,10 @@ impl PlanAttention {
             run.passes.iter().fold((0, 0.0), |(bytes, work), pass| {
                 let bound = run.bound(pass, groups(run.plan, pass, job));
                 let items = bound.items * copies;
-                (bytes + items * need.item_bytes, work + bound.pairs * copies as f64 * need.per_pair)
+                (
+                    bytes + items * need.item_bytes,
+                    work + bound.pairs * copies as f64 * need.per_pair,
+                )
             })
         };
         let work = |job: &Job| match bounds(job) {

@@ -230,11 +230,8 @@ impl<'a> Backward<'a> {
         };
         let workgroup = ops::workgroup(gpu.capabilities());
         let constants = storage(Constants::new().int("WORKGROUP", workgroup), run.call.dtype());
-        let d_gates = if gates.is_empty() {
-            self.attention.dense.unused()?
-        } else {
-            gates.binding().0
-        };
+        let d_gates =
+            if gates.is_empty() { self.attention.dense.unused()? } else { gates.binding().0 };
         let dispatch = Dispatch {
             bindings: &[
                 parts.binding().0,
@@ -347,8 +344,7 @@ impl<'a> Backward<'a> {
         let gpu = &self.attention.gpu;
         let shape = &run.call.shape;
         let heads = job.heads_kv(shape.group());
-        let places =
-            Tensor::uninit(gpu, &[steps.items() as usize * run.chunk], DType::U32)?;
+        let places = Tensor::uninit(gpu, &[steps.items() as usize * run.chunk], DType::U32)?;
         ops::fill(&places, &u32::MAX.to_ne_bytes())?;
         for (pass, step) in run.passes.iter().zip(&steps.each) {
             let count = step.items as usize * steps.copies.len() * run.chunk;
@@ -375,9 +371,8 @@ impl<'a> Backward<'a> {
             gpu.kernel(&PLACES, pass.constants(constants))?.dispatch(gpu, &dispatch)?;
         }
         let sorted = counting_sort(&places, job.batch.len() * heads.len() * shape.keys)?;
-        let own = dkv
-            .narrow(0, job.batch.start, job.batch.len())?
-            .narrow(1, heads.start, heads.len())?;
+        let own =
+            dkv.narrow(0, job.batch.start, job.batch.len())?.narrow(1, heads.start, heads.len())?;
         let (grads, start) = own.binding();
         let params = SumParams {
             count: (own.len() / 4) as u32,

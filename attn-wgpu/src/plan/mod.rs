@@ -10,6 +10,7 @@ pub(crate) mod catalogue;
 mod device;
 mod executor;
 mod gradients;
+mod listing;
 mod params;
 mod round;
 mod transfer;

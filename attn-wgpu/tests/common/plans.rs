@@ -174,8 +174,7 @@ pub fn judge_gradients(
     let lse = d_lse.map(|d| Array::from_shape_vec(inputs.shape.lse(), wide(d)).unwrap());
     let cotangents = dense::Cotangents { out: out.view(), lse: lse.as_ref().map(|lse| lse.view()) };
     let want = plan::backward(arrays.view(), plan, config, cotangents).map_err(text)?;
-    let simple =
-        simple_plan_f32_backward(inputs, plan, config, d_out, d_lse).map_err(text)?;
+    let simple = simple_plan_f32_backward(inputs, plan, config, d_out, d_lse).map_err(text)?;
     let budget = Budget::for_output(&output);
     // Rounding of dim_v products, times what a gradient multiplies it with.
     let largest = |data: &[f32]| data.iter().fold(0_f32, |most, x| most.max(x.abs()));
