@@ -148,6 +148,13 @@ fn a_token_that_is_not_a_number_stays_alone() {
     let output = layer.forward(Inputs::new(&q, &q, &v), None, &means).unwrap();
     assert_eq!(output.routes.read().unwrap().counts[[0, 0, 7]], 0);
     assert!(output.out.to_vec::<f32>().unwrap().iter().all(|x| x.is_finite()));
+    // Padding is below even that: five tokens for five places.
+    let valid: Vec<u32> = (0..20).map(|token| u32::from((5..10).contains(&token))).collect();
+    let valid = Tensor::from_slice(&gpu, &valid, &[1, 20]).unwrap();
+    let routes = layer.route(Inputs::new(&q, &q, &v), Some(&valid), &means).unwrap();
+    for list in routes.read().unwrap().queries.iter().flatten() {
+        assert_eq!(list, &[5, 6, 7, 8, 9]);
+    }
 }
 
 #[test]
