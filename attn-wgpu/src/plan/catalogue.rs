@@ -3,9 +3,11 @@
 
 use attn_core::Modifier;
 
-use super::gradients::{KEYS, PLACES, QUERIES, STATS, SUMS};
+use super::gradients::{KEYS, PLACES, QUERIES, SUMS};
+use super::group_stats::STATS;
 use super::listing::{LISTED, LISTING};
-use super::round::{COST, DISPATCH, FORWARD, ITEMS, MERGE, scan_lanes};
+use super::merge::MERGE;
+use super::round::{COST, DISPATCH, FORWARD, ITEMS, scan_lanes};
 use crate::attention::params::{Form, storage};
 use crate::attention::variant::Variant;
 use crate::capabilities::Capabilities;

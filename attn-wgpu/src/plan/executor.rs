@@ -27,7 +27,8 @@ const MAX_PASSES: usize = 64;
 /// Attention over sparse plans: a softmax over the keys that a plan gives each query.
 ///
 /// Scale, soft-cap and modifier are those of dense attention ([`Attention`]), and so are types and
-/// layouts. A query without any key has output 0 and log-sum-exp -inf. Bit-equal from run to run.
+/// layouts. A query without any key has output 0 and log-sum-exp -inf. Bit-equal from run to run, and so
+/// are gradients.
 ///
 /// Memory beyond inputs and outputs: partial results of f32, up to 16 for each row and its part of the
 /// near part, 64 MiB of them at once; more only for plans of several parts or of listed rows.
