@@ -76,14 +76,15 @@ pub(crate) fn variants(capabilities: &Capabilities) -> Variants {
         }
     }
     let each = || each_constants(capabilities, 8).0;
+    let each_long = || each_constants(capabilities, 1).0;
     for flags in passes() {
-        list.push((PLACES, flagged(each(), &flags), flags.join(" ")));
+        list.push((PLACES, flagged(each_long(), &flags), flags.join(" ")));
     }
     for rows in ROWS {
         list.push((LISTING, flagged(each(), rows), rows.join(" ")));
     }
     list.push((LISTED, each(), String::new()));
-    list.push((SUMS, each(), String::new()));
+    list.push((SUMS, each_long(), String::new()));
     for dtype in [DType::F32, DType::F16, DType::BF16] {
         list.push((STATS, storage(workgroup(), dtype), dtype.name().into()));
     }

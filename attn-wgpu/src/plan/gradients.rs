@@ -3,7 +3,7 @@
 use super::bounds::{grid, queries};
 use super::executor::{Need, PlanAttention, Run};
 use super::merge::Target;
-use super::params::Geometry;
+use super::params::{Geometry, Pass, pack};
 use super::round::{Steps, Sweep, plan_kernel};
 use crate::attention::backward::{WORK_KV, WORK_Q};
 use crate::attention::call::{Bounds, bind, vec4};
@@ -26,9 +26,6 @@ pub(crate) const SUMS: KernelSource = plan_kernel!("attention_plan_keys");
 /// Regions of the words begin at multiples of this many, so that kernels may bind them apart; the listing
 /// of items at the first behind the modifier's, as plan_stats.wgsl says.
 const ALIGN: usize = 64;
-
-/// Indices of one invocation of the kernels that own single elements.
-const ITEMS: u32 = 8;
 
 /// Parameters of the kernels that compute gradients: plan_grad_fields.wgsl.
 #[repr(C)]
@@ -113,6 +110,7 @@ impl<'a> Backward<'a> {
         for run in [&forward, &queries] {
             attention.check_steps(run)?;
         }
+        check_key_steps(attention, &keys)?;
         let d_out = vec4(cotangents.out, false)?;
         let jobs = jobs(attention, &forward, &queries, &keys, &d_out)?;
 
@@ -265,7 +263,8 @@ impl<'a> Backward<'a> {
                 Some(part) => part.words.binding().0,
                 None => self.attention.dense.unused()?,
             };
-            let (constants, per_group) = each_constants(gpu.capabilities(), ITEMS);
+            // Finding a key may take many steps.
+            let (constants, per_group) = each_constants(gpu.capabilities(), 1);
             let dispatch = Dispatch {
                 bindings: &[words, items.binding().0, places.binding().0],
                 params: bytemuck::bytes_of(&params),
@@ -283,7 +282,7 @@ impl<'a> Backward<'a> {
             width: (dkv.shape()[3] / 4) as u32,
             start: (start / 4) as u32,
         };
-        let (constants, per_group) = each_constants(gpu.capabilities(), ITEMS);
+        let (constants, per_group) = each_constants(gpu.capabilities(), 1);
         let dispatch = Dispatch {
             bindings: &[
                 parts.binding().0,
@@ -297,6 +296,18 @@ impl<'a> Backward<'a> {
         };
         gpu.kernel(&SUMS, constants)?.dispatch(gpu, &dispatch)
     }
+}
+
+/// Refuses loops that are too long for this device: over what comes before a key in a group, three times,
+/// and over the group's rows; and over the places of a key.
+fn check_key_steps(attention: &PlanAttention, run: &Run<'_>) -> Result<()> {
+    let plan = run.plan;
+    let rows = run.passes.iter().map(|pass| pass.most_queries(plan)).max().unwrap_or(0);
+    attention.dense.check_steps("plan", 3 * run.most_before() + rows * pack(plan))?;
+    // A key can be an entry, a sink and in the window of one group.
+    let places = |pass: &Pass<'_>| pass.plane_groups(plan) * if pass.near { 3 } else { 1 };
+    let heads = plan.shape.group() / pack(plan).max(1);
+    attention.dense.check_steps("plan", heads * run.passes.iter().map(places).sum::<usize>())
 }
 
 /// Rounds of all three passes. A key's groups are added in the order of rounds, so that heads that share
