@@ -270,10 +270,10 @@ pub fn heads(rows: &[Row]) -> Option<(Vec<String>, Vec<Vec<String>>)> {
 }
 
 /// What the columns mean.
-pub const NOTE: &str = "density: chosen pairs of those that the mask allows; executed: in tiles of 32 queries and 16 \
-     keys. mass kept: share of dense attention on the chosen keys. from dense: distance of the output from that of \
-     dense attention, relative; of at most 128 queries a head, the mean over heads. alike: chosen pairs that are also \
-     the f64 reference's. speed-up: over dense attention in this run, choosing included. efficiency: speed-up of \
+pub const NOTE: &str = "density is chosen pairs of those that the mask allows; executed: in tiles of 32 queries and 16 \
+     keys; mass kept: share of dense attention on the chosen keys; from dense: distance of the output from that of \
+     dense attention, relative; of at most 128 queries a head, the mean over heads; alike: chosen pairs that are also \
+     the f64 reference's; speed-up: over dense attention in this run, choosing included; efficiency: speed-up of \
      attending alone, times executed.";
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use anyhow::{Result, bail};
 
+use super::choice;
 use super::report::{AdapterReport, Outcome, Report, Row};
 use super::table;
 
@@ -60,6 +61,10 @@ fn device(report: &Report, adapter: &AdapterReport) -> String {
     let rows: Vec<Row> = right.cloned().collect();
     let (header, cells) = table::columns(&rows);
     let _ = writeln!(text, "{}", table::markdown(header, cells, table::WORDS));
+    if let Some((header, cells)) = choice::columns(&rows) {
+        let chosen = table::markdown(header, cells, table::WORDS);
+        let _ = writeln!(text, "\nWhat mechanisms chose: {}\n\n{chosen}", choice::NOTE);
+    }
     if let Some(probe) = &adapter.fma_yardstick {
         let peak = adapter.fma_peak.as_ref();
         let peak = peak.map_or(String::new(), |peak| {
