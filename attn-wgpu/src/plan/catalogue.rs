@@ -125,9 +125,11 @@ fn backward(list: &mut Variants, capabilities: &Capabilities) {
     }
     [1, 9, 17, 33, 64, 128].into_iter().for_each(|rows| add(64, rows, &PLAIN, &blocks));
     for flags in passes() {
-        let mut weighted = flags.clone();
-        weighted.push("WEIGHTS");
-        [flags, weighted].iter().for_each(|flags| add(64, 1000, &PLAIN, flags));
+        let mut weighted = vec!["WEIGHTS"];
+        weighted.extend(&flags);
+        for rows in [1, 1000] {
+            [&flags, &weighted].into_iter().for_each(|flags| add(64, rows, &PLAIN, flags));
+        }
     }
     for entries in [ENTRIES[1], ENTRIES[3], ENTRIES[4]] {
         for end in [&["KEY_BIAS"][..], &["NEAR", "KEY_BIAS"]] {
@@ -152,8 +154,9 @@ fn forward(list: &mut Variants, capabilities: &Capabilities) {
             [own @ .., "KEY_BIAS"] => (own, true),
             own => (own, false),
         };
-        let constants = flagged(form.constants(&variant), own);
-        let constants = constants.flag("SPLIT", split).flag("KEY_BIAS", biased);
+        // In the order of the executor, as kernels are known by it.
+        let constants = flagged(form.constants(&variant).flag("SPLIT", split), own);
+        let constants = constants.flag("KEY_BIAS", biased);
         let words = format!("{variant}, {}{}", flags.join(" "), form_words(form));
         list.push((FORWARD, constants, words));
     };
