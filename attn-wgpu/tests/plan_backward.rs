@@ -185,7 +185,7 @@ fn nan_in_keys_that_are_not_selected_changes_nothing() {
 fn runs_splits_and_devices_change_no_bit() {
     let Some(gpu) = gpu() else { return };
     let Some(working) = open(Gpu::builder().max_work_per_dispatch(1e5)) else { return };
-    let limits = wgpu::Limits { max_compute_workgroups_per_dimension: 11, ..Default::default() };
+    let limits = wgpu::Limits { max_compute_workgroups_per_dimension: 16, ..Default::default() };
     let Some(folding) = open(Gpu::builder().limits(limits)) else { return };
     let Some(poisoned) = open(Gpu::builder().poison(true)) else { return };
     for share in [Share::PerHead, Share::AllHeads] {
