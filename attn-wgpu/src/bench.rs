@@ -193,6 +193,33 @@ pub fn upload(gpu: &Gpu, dtype: DType, data: &[f32], shape: &[usize]) -> Result<
     }
 }
 
+/// Uploads queries, keys and values, see [`upload`].
+///
+/// # Errors
+/// As [`upload`].
+pub fn upload_inputs(gpu: &Gpu, dtype: DType, inputs: &HostInputs) -> Result<[Tensor; 3]> {
+    let HostInputs { shape, q, k, v, .. } = inputs;
+    Ok([
+        upload(gpu, dtype, q, &shape.q())?,
+        upload(gpu, dtype, k, &shape.k())?,
+        upload(gpu, dtype, v, &shape.v())?,
+    ])
+}
+
+/// That logits are scaled products and nothing more, for mechanisms that are defined on these alone.
+///
+/// # Errors
+/// [`attn_core::Error::Config`] for a soft-cap or a modifier.
+pub fn plain_logits(config: &Config) -> attn_core::Result<()> {
+    if let Some(cap) = config.soft_cap {
+        return Err(attn_core::Error::config("soft_cap", "none", cap));
+    }
+    match &config.modifier {
+        None => Ok(()),
+        Some(modifier) => Err(attn_core::Error::config("modifier", "none", modifier.name())),
+    }
+}
+
 /// Dense attention, the baseline of all others.
 #[derive(Debug, Clone, Copy)]
 pub struct DenseAttention {
@@ -230,14 +257,9 @@ impl Mechanism for DenseAttention {
         inputs: &HostInputs,
         config: &Config,
     ) -> Result<Box<dyn Prepared>> {
-        let shape = inputs.shape;
-        Ok(Box::new(PreparedDense {
-            attention: Attention::new(gpu, config.clone())?,
-            shape,
-            q: upload(gpu, self.dtype, &inputs.q, &shape.q())?,
-            k: upload(gpu, self.dtype, &inputs.k, &shape.k())?,
-            v: upload(gpu, self.dtype, &inputs.v, &shape.v())?,
-        }))
+        let attention = Attention::new(gpu, config.clone())?;
+        let [q, k, v] = upload_inputs(gpu, self.dtype, inputs)?;
+        Ok(Box::new(PreparedDense { attention, shape: inputs.shape, q, k, v }))
     }
 
     fn reference(

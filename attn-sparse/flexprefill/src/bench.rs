@@ -6,8 +6,8 @@ use attn_core::testing::{HostArrays, HostInputs};
 use attn_core::{AttentionShape, Mask};
 use attn_wgpu::attention::Inputs;
 use attn_wgpu::bench::{
-    DenseAttention, Mechanism, Prepared, Reference, Stage, reference_on_plan, simple_on_plan,
-    upload,
+    DenseAttention, Mechanism, Prepared, Reference, Stage, plain_logits, reference_on_plan,
+    simple_on_plan, upload_inputs,
 };
 use attn_wgpu::{DType, Gpu, Result, Tensor};
 
@@ -19,12 +19,7 @@ pub struct Benchmark;
 
 /// The paper's parameters, but for a block of 64 and lines of at least two blocks.
 fn config(dense: &Dense) -> attn_core::Result<Config> {
-    if let Some(cap) = dense.soft_cap {
-        return Err(attn_core::Error::config("soft_cap", "none", cap));
-    }
-    if let Some(modifier) = &dense.modifier {
-        return Err(attn_core::Error::config("modifier", "none", modifier.name()));
-    }
+    plain_logits(dense)?;
     let config = Config::new().with_block(64).with_budget(Some(128), None);
     Ok(match dense.scale {
         Some(scale) => config.with_scale(scale),
@@ -55,11 +50,8 @@ impl Mechanism for Benchmark {
     }
 
     fn prepare(&self, gpu: &Gpu, inputs: &HostInputs, dense: &Dense) -> Result<Box<dyn Prepared>> {
-        let shape = inputs.shape;
         let prefill = FlexPrefill::new(gpu, config(dense)?)?;
-        let q = upload(gpu, DType::F32, &inputs.q, &shape.q())?;
-        let k = upload(gpu, DType::F32, &inputs.k, &shape.k())?;
-        let v = upload(gpu, DType::F32, &inputs.v, &shape.v())?;
+        let [q, k, v] = upload_inputs(gpu, DType::F32, inputs)?;
         let selection = prefill.select(&q, &k)?;
         Ok(Box::new(PreparedPrompt { prefill, selection, q, k, v }))
     }

@@ -6,7 +6,8 @@ use attn_core::testing::{HostArrays, HostInputs, Values, fill};
 use attn_core::{AttentionShape, Error, Mask};
 use attn_wgpu::attention::Inputs;
 use attn_wgpu::bench::{
-    DenseAttention, Mechanism, Prepared, Reference, Stage, reference_on_plan, upload,
+    DenseAttention, Mechanism, Prepared, Reference, Stage, plain_logits, reference_on_plan,
+    upload_inputs,
 };
 use attn_wgpu::{DType, Gpu, Result, Tensor};
 use ndarray::{Array3, Array4, Axis, Slice};
@@ -30,12 +31,7 @@ const DECAY: f64 = 0.9;
 const SEED: u64 = 7;
 
 fn config(shape: &AttentionShape, dense: &Dense) -> attn_core::Result<Config> {
-    if let Some(cap) = dense.soft_cap {
-        return Err(Error::config("soft_cap", "none", cap));
-    }
-    if let Some(modifier) = &dense.modifier {
-        return Err(Error::config("modifier", "none", modifier.name()));
-    }
+    plain_logits(dense)?;
     let clusters = (shape.keys as f64).sqrt().round().max(1.0) as usize;
     let config = Config::new(clusters, shape.keys.div_ceil(clusters).max(1))
         .with_scale(dense.scale_for(shape.dim_qk))
@@ -108,12 +104,9 @@ impl Mechanism for Benchmark {
     }
 
     fn prepare(&self, gpu: &Gpu, inputs: &HostInputs, dense: &Dense) -> Result<Box<dyn Prepared>> {
-        let shape = inputs.shape;
-        let config = config(&shape, dense)?;
+        let config = config(&inputs.shape, dense)?;
         let trained = train(&repeated(&inputs.to_f64()?)?, &config)?;
-        let q = upload(gpu, DType::F32, &inputs.q, &shape.q())?;
-        let k = upload(gpu, DType::F32, &inputs.k, &shape.k())?;
-        let v = upload(gpu, DType::F32, &inputs.v, &shape.v())?;
+        let [q, k, v] = upload_inputs(gpu, DType::F32, inputs)?;
         let centroids = Centroids::upload(gpu, &trained)?;
         let layer = Routing::new(gpu, config)?;
         let routes = layer.route(Inputs::new(&q, &k, &v), None, &centroids)?;

@@ -5,7 +5,7 @@ use attn_core::plan::{self, Entries, Part, PlanShape, Rows, Share, SparsePlan};
 use attn_core::testing::{Budget, HostArrays, HostInputs, bits, simple_plan_f32};
 use attn_core::{AttentionShape, Mask};
 
-use super::{Mechanism, Prepared, Reference, Stage, upload};
+use super::{Mechanism, Prepared, Reference, Stage, upload_inputs};
 use crate::attention::Inputs;
 use crate::error::Result;
 use crate::gpu::Gpu;
@@ -106,14 +106,10 @@ impl Mechanism for RandomPlan {
         inputs: &HostInputs,
         config: &Config,
     ) -> Result<Box<dyn Prepared>> {
-        let shape = inputs.shape;
-        Ok(Box::new(PreparedPlan {
-            attention: PlanAttention::new(gpu, config.clone())?,
-            plan: DevicePlan::upload(gpu, &self.plan(&shape))?,
-            q: upload(gpu, DType::F32, &inputs.q, &shape.q())?,
-            k: upload(gpu, DType::F32, &inputs.k, &shape.k())?,
-            v: upload(gpu, DType::F32, &inputs.v, &shape.v())?,
-        }))
+        let attention = PlanAttention::new(gpu, config.clone())?;
+        let plan = DevicePlan::upload(gpu, &self.plan(&inputs.shape))?;
+        let [q, k, v] = upload_inputs(gpu, DType::F32, inputs)?;
+        Ok(Box::new(PreparedPlan { attention, plan, q, k, v }))
     }
 
     fn reference(
