@@ -17,6 +17,8 @@ use crate::workspace::{Workspace, test_features};
 pub enum Programs {
     /// Unit tests and everything in `tests/`.
     AllTests,
+    /// All but these files of `tests/`.
+    TestsBut(Vec<&'static str>),
     /// One file of `tests/`.
     Test(&'static str),
     Example(String),
@@ -38,6 +40,7 @@ impl fmt::Display for Pick {
         }
         let what = match &self.programs {
             Programs::AllTests => "tests".into(),
+            Programs::TestsBut(names) => format!("tests but `{}`", names.join("`, `")),
             Programs::Test(name) => format!("test `{name}`"),
             Programs::Example(name) => format!("example `{name}`"),
         };
@@ -100,8 +103,10 @@ pub fn programs(workspace: &Workspace, pick: &Pick) -> Result<Vec<(String, Strin
 fn wanted(artifact: &Artifact, programs: &Programs) -> bool {
     let target = &artifact.target;
     let is = |kind: TargetKind, name: &str| target.kind.contains(&kind) && target.name == name;
+    let any_test = artifact.profile.test && !target.kind.contains(&TargetKind::Example);
     match programs {
-        Programs::AllTests => artifact.profile.test && !target.kind.contains(&TargetKind::Example),
+        Programs::AllTests => any_test,
+        Programs::TestsBut(names) => any_test && !names.iter().any(|n| is(TargetKind::Test, n)),
         Programs::Test(name) => is(TargetKind::Test, name),
         Programs::Example(name) => is(TargetKind::Example, name) && !artifact.profile.test,
     }
@@ -133,6 +138,7 @@ mod tests {
         let all = [&unit, &test, &example, &library];
         let of = |programs| all.map(|a| wanted(a, &programs));
         assert_eq!(of(Programs::AllTests), [true, true, false, false]);
+        assert_eq!(of(Programs::TestsBut(vec!["properties"])), [true, false, false, false]);
         assert_eq!(of(Programs::Test("properties")), [false, true, false, false]);
         assert_eq!(of(Programs::Example("quickstart".into())), [false, false, true, false]);
     }

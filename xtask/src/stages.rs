@@ -13,6 +13,11 @@ use crate::package;
 use crate::tidy;
 use crate::workspace::{Member, Workspace, test_features};
 
+mod settings;
+
+/// One of a program's environment.
+type Variable = (&'static str, String);
+
 /// Where the minutes of a stage are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Budget {
@@ -168,19 +173,12 @@ pub fn stages(ws: &Workspace, host: &Host) -> Vec<Stage> {
                 vec![cpu_tests(ws)],
             )
         },
-        settings("lanes-4", "subgroups of 4", setting_tests(ws, &gpu(4), &[])),
-        settings("lanes-16", "subgroups of 16", setting_tests(ws, &gpu(16), &[])),
+        settings("lanes-4", "subgroups of 4", settings::at_lanes(ws, gpu(4), 4)),
+        settings("lanes-16", "subgroups of 16", settings::at_lanes(ws, gpu(16), 16)),
         settings(
             "plain",
             "a device with WebGPU's default limits and without any optional feature",
-            setting_tests(
-                ws,
-                &gpu(8),
-                &[
-                    ("ATTN_LIMITS", "webgpu"),
-                    ("ATTN_DISABLE", "subgroup,f16,immediates,timestamps"),
-                ],
-            ),
+            settings::plain(ws, gpu(8)),
         ),
         Stage {
             budget: Budget::Tests,
@@ -202,7 +200,7 @@ pub fn stages(ws: &Workspace, host: &Host) -> Vec<Stage> {
 
 /// What every test on a device gets. LP_NATIVE_VECTOR_WIDTH sets the subgroup size of Mesa's software driver,
 /// whose older versions forget that width in their cache: hence one folder for each. Hardware ignores both.
-fn gpu_env(cache: &Path, lanes: u32) -> Vec<(&'static str, String)> {
+fn gpu_env(cache: &Path, lanes: u32) -> Vec<Variable> {
     let cache = cache.join(lanes.to_string());
     vec![
         ("ATTN_POISON", "1".into()),
@@ -211,8 +209,8 @@ fn gpu_env(cache: &Path, lanes: u32) -> Vec<(&'static str, String)> {
     ]
 }
 
-fn with(cmd: Cmd, env: &[(&'static str, String)]) -> Cmd {
-    let add = |cmd: Cmd, (name, value): &(&str, String)| cmd.env(name, value);
+fn with(cmd: Cmd, env: &[Variable]) -> Cmd {
+    let add = |cmd: Cmd, (name, value): &Variable| cmd.env(name, value);
     env.iter().fold(cmd, add)
 }
 
@@ -265,43 +263,12 @@ fn cpu_tests(ws: &Workspace) -> Step {
     Step::Run(Cmd::new("cargo test").args(packages(&members)).args(features))
 }
 
-/// The backend's own tests, and one test of each paper.
-fn setting_tests(
-    ws: &Workspace,
-    env: &[(&'static str, String)],
-    extra: &[(&'static str, &str)],
-) -> Vec<Step> {
-    if find(ws, "attn-wgpu").is_none() {
-        return vec![Step::Skip("there is no attn-wgpu".into())];
-    }
-    let mut env = env.to_vec();
-    env.extend(extra.iter().map(|(name, value)| (*name, value.to_string())));
-    // Random cases compile kernels by the dozen; here the tables have to do.
-    env.push(("PROPTEST_CASES", "2".into()));
-    // Most of the time goes into Mesa's compiler, and half of that into optimisations. The tests at 8 lanes have them.
-    env.push(("GALLIVM_PERF", "nopt".into()));
-    let pick = |member: &str, programs, args: &[&str]| {
-        Step::Built(Pick {
-            member: member.into(),
-            programs,
-            args: args.iter().map(|a| a.to_string()).collect(),
-            env: env.clone(),
-        })
-    };
-    let mut steps = vec![pick("attn-wgpu", Programs::AllTests, &[])];
-    let tested = |m: &&Member| m.default && m.tests.contains("properties");
-    for paper in ws.papers().filter(tested) {
-        steps.push(pick(&paper.name, Programs::Test("properties"), &[SMOKE]));
-    }
-    steps
-}
-
 /// Examples of all members share one folder, so that each name has its crate in it.
 fn quickstart(member: &Member) -> String {
     format!("{}-quickstart", member.name)
 }
 
-fn quickstarts(ws: &Workspace, env: &[(&'static str, String)]) -> Vec<Step> {
+fn quickstarts(ws: &Workspace, env: &[Variable]) -> Vec<Step> {
     let shown = |m: &&Member| m.default && m.examples.contains(&quickstart(m));
     let run = |member: &Member| {
         Step::Built(Pick {
@@ -365,12 +332,16 @@ mod tests {
     fn settings_run_the_backend_and_one_test_a_paper() {
         let stages = list(true);
         let lanes = lines(&stages, "lanes-16");
-        assert_eq!(lanes.len(), 2);
         assert!(lanes[0].contains("LP_NATIVE_VECTOR_WIDTH=512"));
-        assert!(lanes[0].ends_with("(built tests of attn-wgpu)"));
+        assert!(lanes[0].ends_with("(built tests but `backward`, `matmul`, `plan` of attn-wgpu)"));
         assert!(lanes[1].contains("MESA_SHADER_CACHE_DIR=cache/16"));
-        assert!(lanes[1].ends_with("(built test `properties` of attn-lightning) smoke"));
+        assert!(
+            lanes[1].ends_with("(built test `backward` of attn-wgpu) --exact head_dims_and_ratios")
+        );
+        assert_eq!(lanes.len(), 5);
+        assert!(lanes[4].ends_with("(built test `properties` of attn-lightning) smoke"));
         let plain = &lines(&stages, "plain")[0];
+        assert!(plain.ends_with("(built tests of attn-wgpu)"), "{plain}");
         assert!(plain.contains("ATTN_LIMITS=webgpu ATTN_DISABLE=subgroup,f16"), "{plain}");
     }
 

@@ -1,0 +1,84 @@
+//! Stages that repeat tests with other settings of the device.
+
+use super::{SMOKE, Step, Variable, find};
+use crate::built::{Pick, Programs};
+use crate::workspace::{Member, Workspace};
+
+/// Programs of attn-wgpu that take Mesa's compiler minutes. Each runs whole at one of the two other lane widths, and
+/// at the second only the test named here.
+const LONG: [(&str, u32, &str); 7] = [
+    ("attention", 16, "head_dims"),
+    ("backward", 4, "head_dims_and_ratios"),
+    ("forms", 16, "decode_of_long_keys"),
+    ("matmul", 4, "smoke_tile_edges_of_every_kernel"),
+    ("plan", 4, "smoke_named_plans"),
+    ("plan_backward", 16, "named_plans"),
+    ("weights", 16, "heads_and_dims"),
+];
+
+/// At another width of subgroups than the tests of all, with the long programs in turns.
+pub fn at_lanes(ws: &Workspace, env: Vec<Variable>, lanes: u32) -> Vec<Step> {
+    let elsewhere: Vec<_> = LONG.into_iter().filter(|(_, at, _)| *at != lanes).collect();
+    run(ws, env, &elsewhere)
+}
+
+/// On a device with nothing that WebGPU does not promise.
+pub fn plain(ws: &Workspace, mut env: Vec<Variable>) -> Vec<Step> {
+    env.push(("ATTN_LIMITS", "webgpu".into()));
+    env.push(("ATTN_DISABLE", "subgroup,f16,immediates,timestamps".into()));
+    run(ws, env, &[])
+}
+
+/// The backend's own tests, and one test of each paper. Of the programs in `brief` one test.
+fn run(
+    ws: &Workspace,
+    mut env: Vec<Variable>,
+    brief: &[(&'static str, u32, &'static str)],
+) -> Vec<Step> {
+    if find(ws, "attn-wgpu").is_none() {
+        return vec![Step::Skip("there is no attn-wgpu".into())];
+    }
+    // Random cases compile kernels by the dozen; here the tables have to do.
+    env.push(("PROPTEST_CASES", "2".into()));
+    // Most of the time goes into Mesa's compiler, and half of that into optimisations. The tests at 8 lanes have them.
+    env.push(("GALLIVM_PERF", "nopt".into()));
+    let pick = |member: &str, programs, args: &[&str]| {
+        Step::Built(Pick {
+            member: member.into(),
+            programs,
+            args: args.iter().map(|a| a.to_string()).collect(),
+            env: env.clone(),
+        })
+    };
+    let whole = match brief {
+        [] => Programs::AllTests,
+        _ => Programs::TestsBut(brief.iter().map(|(program, ..)| *program).collect()),
+    };
+    let mut steps = vec![pick("attn-wgpu", whole, &[])];
+    for (program, _, test) in brief {
+        steps.push(pick("attn-wgpu", Programs::Test(program), &["--exact", test]));
+    }
+    let tested = |m: &&Member| m.default && m.tests.contains("properties");
+    for paper in ws.papers().filter(tested) {
+        steps.push(pick(&paper.name, Programs::Test("properties"), &[SMOKE]));
+    }
+    steps
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn long_programs_have_the_tests_named_for_them() {
+        let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../attn-wgpu/tests");
+        for (program, at, test) in LONG {
+            assert!(matches!(at, 4 | 16), "{program}");
+            let text = fs::read_to_string(tests.join(format!("{program}.rs"))).unwrap();
+            assert!(text.contains(&format!("fn {test}(")), "{program}: {test}");
+        }
+    }
+}
