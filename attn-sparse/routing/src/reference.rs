@@ -19,6 +19,7 @@ use attn_core::{AttentionShape, Error, Result, dense};
 use ndarray::{Array1, Array3, Array4, ArrayView1, ArrayView2, ArrayView4, s};
 
 pub use backward::{Grads, backward, commitment_loss};
+pub(crate) use centroids::{COUNT_EPSILON, DEAD};
 pub use centroids::{Centroids, Uninitialised, update};
 pub use stream::State;
 

@@ -5,8 +5,11 @@ use std::path::PathBuf;
 
 use attn_core::Result;
 use attn_core::testing::golden::{self, GoldenFile};
-use attn_routing::reference::{Inputs, Uninitialised, backward, commitment_loss, forward, update};
-use attn_routing::{Config, UpdateRule};
+use attn_routing::reference::{
+    self, Inputs, Uninitialised, backward, commitment_loss, forward, update,
+};
+use attn_routing::{Centroids, Config, Cotangents, Routing, Tensor, UpdateRule};
+use attn_wgpu::testing::gpu;
 use ndarray::{Array, Array3, Array4, Dimension, Ix1, Ix2, Ix3, Ix4};
 
 /// Tolerances of the specification in f32 (absolute): indices and counts exact. The files were made in
@@ -101,6 +104,53 @@ fn check(file: &GoldenFile) -> Result<()> {
         close("dv", &grads.dv, &read::<Ix4>(file, "dv")?, GRAD);
         close("dq_commit", &dq_commit, &read::<Ix4>(file, "dq_commit")?, COMMIT_GRAD);
         close("dk_commit", &dk_commit, &read::<Ix4>(file, "dk_commit")?, COMMIT_GRAD);
+    }
+    on_the_device(file, &config, &centroids, routes)
+}
+
+/// The same on a device: routes exactly, numbers within the tolerances.
+fn on_the_device(
+    file: &GoldenFile,
+    config: &Config,
+    centroids: &reference::Centroids,
+    routes: &reference::Routes,
+) -> Result<()> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    let upload = |name| -> Result<Tensor> {
+        let data = file.f32(name)?;
+        Ok(Tensor::from_array(&gpu, &data.view()).unwrap())
+    };
+    let held = |name: &str, got: &Tensor, bound| -> Result<()> {
+        let got = got.to_array::<f32>().unwrap().mapv(f64::from);
+        close(&format!("{name} on the device"), &got, &file.f64(name)?, bound);
+        Ok(())
+    };
+    let (q, k, v) = (upload("q")?, upload("k")?, upload("v")?);
+    let inputs = attn_routing::Inputs::new(&q, &k, &v);
+    let centroids = Centroids::upload(&gpu, centroids).unwrap();
+    let layer = Routing::new(&gpu, config.clone()).unwrap();
+    let (output, saved) = layer.forward_saved(inputs, None, &centroids).unwrap();
+    assert_eq!(&output.routes.read().unwrap(), routes, "routes on the device");
+    held("out", &output.out, OUT)?;
+
+    let next = layer.update(inputs, &output.routes, &centroids).unwrap();
+    held("ema_sum_next", &next.sums, CENTROIDS)?;
+    held("ema_count_next", &next.counts, CENTROIDS)?;
+    held("centroids_next_ema", &next.means, CENTROIDS)?;
+    let paper = Routing::new(&gpu, config.clone().with_rule(UpdateRule::Paper)).unwrap();
+    let next = paper.update(inputs, &output.routes, &centroids).unwrap();
+    held("centroids_next_paper", &next.means, CENTROIDS)?;
+
+    let commitment = layer.commitment_loss(inputs, &output.routes, &centroids).unwrap();
+    held("commit_loss", &commitment.loss, LOSS)?;
+    if file.contains("dout") {
+        let d_out = upload("dout")?;
+        let grads = layer.backward(&saved, Cotangents { out: &d_out }).unwrap();
+        held("dq", &grads.dq, GRAD)?;
+        held("dk", &grads.dk, GRAD)?;
+        held("dv", &grads.dv, GRAD)?;
+        held("dq_commit", &commitment.dq, COMMIT_GRAD)?;
+        held("dk_commit", &commitment.dk, COMMIT_GRAD)?;
     }
     Ok(())
 }

@@ -7,9 +7,9 @@ use super::{Inputs, Routes, check, normalise, rows_of};
 use crate::{Config, UpdateRule};
 
 /// Keeps the counts of the moving averages away from 0.
-const COUNT_EPSILON: f64 = 1e-5;
+pub(crate) const COUNT_EPSILON: f64 = 1e-5;
 /// A centroid with fewer tokens than this share of the mean keeps its place.
-const DEAD: f64 = 1e-3;
+pub(crate) const DEAD: f64 = 1e-3;
 
 /// Extents of a layer whose centroids are not there yet: attention asks for [`Centroids`], which only
 /// come from here.

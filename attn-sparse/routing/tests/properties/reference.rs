@@ -1,44 +1,15 @@
 //! Laws of the reference.
 
-use attn_core::testing::{Values, fill};
 use attn_core::{Mask, dense};
 use attn_routing::Config;
 use attn_routing::reference::{
     Centroids, Inputs, State, Uninitialised, attend, backward, commitment_loss, forward, route,
     update,
 };
-use ndarray::{Array2, Array3, Array4, s};
+use ndarray::{Array2, Array4, s};
 use proptest::prelude::*;
 
-fn numbers(seed: u64, stream: u64, count: usize) -> Vec<f64> {
-    fill(seed, stream, Values::Normal, count).into_iter().map(f64::from).collect()
-}
-
-fn tensor(seed: u64, stream: u64, shape: [usize; 4]) -> Array4<f64> {
-    Array4::from_shape_vec(shape, numbers(seed, stream, shape.iter().product())).unwrap()
-}
-
-fn centroids(seed: u64, heads: usize, clusters: usize, dim: usize) -> Centroids {
-    let means = numbers(seed, 9, heads * clusters * dim);
-    let means = Array3::from_shape_vec((heads, clusters, dim), means).unwrap();
-    Uninitialised::new(heads, clusters, dim).with_means(means.view()).unwrap()
-}
-
-fn normed(x: &Array4<f64>) -> Array4<f64> {
-    let mut x = x.clone();
-    for mut row in x.rows_mut() {
-        let mean = row.mean().unwrap();
-        let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / row.len() as f64;
-        row.mapv_inplace(|x| (x - mean) / (variance + 1e-6).sqrt());
-    }
-    x
-}
-
-fn close(what: &str, got: &Array4<f64>, want: &Array4<f64>, bound: f64) {
-    assert_eq!(got.dim(), want.dim(), "{what}");
-    let worst = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-    assert!(worst <= bound, "{what}: {worst:e}");
-}
+use crate::support::{centroids, close, normed, tensor};
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
@@ -255,7 +226,7 @@ fn a_late_token_changes_earlier_outputs_unless_routes_are_fixed() {
 }
 
 #[test]
-fn smoke_what_does_not_fit_is_refused() {
+fn what_does_not_fit_is_refused() {
     let q = tensor(0, 0, [1, 2, 9, 4]);
     let one = tensor(0, 0, [1, 1, 9, 4]);
     let short = tensor(0, 0, [1, 2, 8, 4]);
