@@ -3,6 +3,8 @@
 //! The choice of tokens is not causal: see [`mod@reference`] and the README.
 #![cfg_attr(doctest, doc = include_str!("../README.md"))]
 
+#[cfg(feature = "bench")]
+pub mod bench;
 mod config;
 mod gpu;
 pub mod reference;

@@ -15,6 +15,7 @@ mod backward;
 mod centroids;
 mod stream;
 
+use attn_core::plan::{Combine, Entries, Part, PlanShape, Rows, Share, SparsePlan};
 use attn_core::{AttentionShape, Error, Result, dense};
 use ndarray::{Array1, Array3, Array4, ArrayView1, ArrayView2, ArrayView4, s};
 
@@ -45,6 +46,36 @@ pub struct Routes {
     pub assigned_q: Array3<Option<usize>>,
     /// Of each key.
     pub assigned_k: Array3<Option<usize>>,
+}
+
+impl Routes {
+    /// The routes as a plan: a group for each centroid, and the mean over the groups of a query.
+    ///
+    /// # Errors
+    /// [`Error`] for routes that were changed to what is none.
+    pub fn plan(&self, causal: bool) -> Result<SparsePlan> {
+        let (batch, heads, tokens) = self.counts.dim();
+        let flat = |lists: &[Vec<Vec<usize>>]| {
+            let (mut ends, mut all) = (vec![0], Vec::new());
+            for list in lists.iter().flatten() {
+                all.extend(list.iter().map(|&token| token as u32));
+                ends.push(all.len() as u32);
+            }
+            (ends, all)
+        };
+        let groups = |sum: &mut u32, plane: &Vec<Vec<usize>>| {
+            *sum += plane.len() as u32;
+            Some(*sum)
+        };
+        let plane_ptr = [0].into_iter().chain(self.queries.iter().scan(0, groups)).collect();
+        let (q_ptr, q_idx) = flat(&self.queries);
+        let (row_ptr, k_idx) = flat(&self.keys);
+        let rows = Rows::Lists { plane_ptr, q_ptr, q_idx };
+        let part = Part::new(rows, Entries::Tokens { row_ptr, k_idx });
+        let shape = PlanShape::new(batch, heads, heads, tokens, tokens);
+        let plan = SparsePlan::new(shape, Share::PerHead, causal, vec![part]);
+        plan.with_combine(Combine::Mean).canonicalise()
+    }
 }
 
 /// What [`forward`] computes.

@@ -13,5 +13,6 @@ pub fn mechanisms() -> Vec<Box<dyn Mechanism>> {
         Box::new(RandomPlan::BLOCKS),
         Box::new(RandomPlan::TOKENS),
         Box::new(attn_flexprefill::bench::Benchmark),
+        Box::new(attn_routing::bench::Benchmark),
     ]
 }

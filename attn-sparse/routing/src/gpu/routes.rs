@@ -1,6 +1,6 @@
 //! Which tokens each centroid takes, on a device.
 
-use attn_core::plan::{Combine, Entries, Part, PlanShape, Rows, Share, SparsePlan};
+use attn_core::plan::SparsePlan;
 use attn_wgpu::matmul::{Epilogue, matmul_into};
 use attn_wgpu::select::{Chosen, Wanted, counting_sort, popcount_rows, top_k_rows};
 use attn_wgpu::{DType, Result, Tensor};
@@ -186,25 +186,7 @@ impl Routes {
     /// # Errors
     /// Those of the device.
     pub fn plan(&self) -> Result<SparsePlan> {
-        let Extents { batch, heads, tokens, .. } = self.extents;
-        let routes = self.read()?;
-        let flat = |lists: &[Vec<Vec<usize>>]| {
-            let (mut ends, mut all) = (vec![0], Vec::new());
-            for list in lists.iter().flatten() {
-                all.extend(list.iter().map(|&token| token as u32));
-                ends.push(all.len() as u32);
-            }
-            (ends, all)
-        };
-        let clusters = self.extents.clusters as u32;
-        let plane_ptr = (0..=self.extents.planes() as u32).map(|plane| plane * clusters).collect();
-        let (q_ptr, q_idx) = flat(&routes.queries);
-        let (row_ptr, k_idx) = flat(&routes.keys);
-        let rows = Rows::Lists { plane_ptr, q_ptr, q_idx };
-        let part = Part::new(rows, Entries::Tokens { row_ptr, k_idx });
-        let shape = PlanShape::new(batch, heads, heads, tokens, tokens);
-        let plan = SparsePlan::new(shape, Share::PerHead, self.causal, vec![part]);
-        Ok(plan.with_combine(Combine::Mean).canonicalise()?)
+        Ok(self.read()?.plan(self.causal)?)
     }
 }
 
