@@ -153,6 +153,8 @@ impl Survey {
         let mut env: Vec<(String, String)> = [
             ("ATTN_POISON", "1"),
             ("LP_NATIVE_VECTOR_WIDTH", "256"),
+            // A mutant is compiled for a few small runs.
+            ("GALLIVM_PERF", "nopt"),
             // The same cases in every run, and no files of failures beside the sources.
             ("PROPTEST_RNG_SEED", "1"),
             ("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "1"),
