@@ -40,7 +40,7 @@ pub(super) struct Clusters {
 /// What attention found, `[planes, clusters, width, dim]`, and what its derivative needs.
 #[derive(Debug, Clone)]
 enum Found {
-    Dense(Tensor, attention::Saved),
+    Dense(Tensor, Box<attention::Saved>),
     Limits(Tensor, Limited),
 }
 
@@ -72,7 +72,7 @@ impl Clusters {
         let found = match way {
             Way::Dense => {
                 let (output, saved) = dense.forward_saved(Inputs::new(&q, &k, &v))?;
-                Found::Dense(output.out, saved)
+                Found::Dense(output.out, Box::new(saved))
             }
             Way::Limits { causal } => {
                 let limits = limits(&routes.queries, &routes.keys, causal)?;
