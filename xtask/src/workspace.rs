@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use cargo_metadata::{DependencyKind, MetadataCommand, TargetKind};
 
-/// Features that tests need where a member has them. They are never on by default.
+/// Features that tests need where a member has them, beside those that turn on other members: a facade's papers, and
+/// what papers do for `attn-model`. They are never on by default.
 const TEST_FEATURES: [&str; 2] = ["testing", "bench"];
 
 /// The workspace as cargo describes it.
@@ -137,7 +138,9 @@ impl Member {
 pub fn test_features<'a>(members: impl IntoIterator<Item = &'a Member>) -> Vec<String> {
     let mut features = Vec::new();
     for member in members {
-        for feature in TEST_FEATURES {
+        let optional = member.uses.iter().filter(|used| used.optional);
+        let others = optional.filter_map(|used| used.name.strip_prefix("attn-"));
+        for feature in TEST_FEATURES.into_iter().chain(others) {
             if member.features.contains(feature) {
                 features.push(format!("{}/{feature}", member.name));
             }
@@ -197,6 +200,9 @@ pub mod tests {
         let workspace = sample();
         let words = test_features(&workspace.members);
         assert_eq!(words, ["--features", "attn-core/testing,attn-wgpu/bench,attn-lightning/bench"]);
+        let mut facade = workspace.members[3].clone();
+        facade.uses[0].optional = true;
+        assert_eq!(test_features([&facade]), ["--features", "attn-linear/lightning"]);
         assert!(test_features(&workspace.members[5..]).is_empty());
     }
 

@@ -143,9 +143,11 @@ impl Config {
         self.max_budget.map_or(blocks, |max| max.div_ceil(self.block).min(blocks))
     }
 
-    /// Whether a sequence is so short that attention is dense (step 0).
-    pub(crate) fn is_dense(&self, tokens: usize) -> bool {
+    /// Whether the attention of `queries` queries at the end of `keys` keys is dense: where keys are so few
+    /// that the lines would take most of them (step 0 of the paper), and for a part of a prompt that is no
+    /// longer than the probe.
+    pub fn is_dense(&self, queries: usize, keys: usize) -> bool {
         let short = self.min_blocks().max(2).saturating_mul(self.block);
-        tokens <= short.max(1)
+        keys <= short.max(1) || queries <= self.block
     }
 }

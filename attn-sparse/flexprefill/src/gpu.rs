@@ -12,10 +12,12 @@
 //!
 //! Nothing is read back: counts stay on the device.
 
+use std::ops::Range;
+
 use attn_core::dense::Config as Dense;
 use attn_core::plan::{PlanShape, Share};
 use attn_core::{AttentionShape, Mask};
-use attn_wgpu::attention::{Inputs, Output as Attended};
+use attn_wgpu::attention::Inputs;
 use attn_wgpu::plan::{DeviceEntries, DevicePart, DevicePlan, DeviceRows, PlanAttention, Region};
 use attn_wgpu::select::{
     BlockScores, Cover, Pool, PoolKind, Short, Wanted, bits_causal_into, bits_or, bits_shift_or,
@@ -23,6 +25,8 @@ use attn_wgpu::select::{
 };
 use attn_wgpu::{Call, Capabilities, Constants, DType, Gpu, KernelSource, Result, Tensor, ops};
 
+use crate::chunk::Chunk;
+use crate::selection::{Heads, Selection};
 use crate::{BudgetRule, Config};
 
 const DECIDE: KernelSource = KernelSource {
@@ -59,65 +63,16 @@ pub struct FlexPrefill {
     attention: PlanAttention,
 }
 
-/// What was selected for a prompt.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct Selection {
-    /// Blocks of keys of every block of queries, per head.
-    pub plan: DevicePlan,
-    /// What was decided about each head; `None` where the prompt is so short that all blocks are on.
-    pub heads: Option<Heads>,
-}
-
-/// Decisions on the device: [`Heads::read`] gets them.
-#[derive(Debug, Clone)]
-pub struct Heads {
-    /// u32 `[5, planes]`.
-    decided: Tensor,
-}
-
-/// What was decided about one head.
-#[derive(Debug, Clone, Copy, PartialEq)]
-#[non_exhaustive]
-pub struct Head {
-    /// Square root of the Jensen-Shannon divergence of pooled from probed attention.
-    pub divergence: f32,
-    /// Whether the head is query-aware; else it has vertical and slash lines only.
-    pub query_aware: bool,
-    /// Vertical and slash lines, in blocks.
-    pub lines: [usize; 2],
-    /// Pairs of blocks that a query-aware head has besides.
-    pub pairs: usize,
-}
-
 /// What [`FlexPrefill::forward`] computes.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Output {
-    /// `[batch, heads, N, D]`, of the inputs' type.
+    /// `[batch, heads, M, D]`, of the inputs' type.
     pub out: Tensor,
-    /// Log-sum-exp of the rows, `[batch, heads, N]`, f32: results can be merged with others.
+    /// Log-sum-exp of the rows, `[batch, heads, M]`, f32: results can be merged with others.
     pub lse: Tensor,
     /// The blocks it was computed on.
     pub selection: Selection,
-}
-
-impl Heads {
-    /// The decisions, `[batch * heads]`. Waits for the device.
-    ///
-    /// # Errors
-    /// Those of the device.
-    pub fn read(&self) -> Result<Vec<Head>> {
-        let words = self.decided.to_vec::<u32>()?;
-        let planes = self.decided.shape()[1];
-        let head = |plane: usize| Head {
-            divergence: f32::from_bits(words[4 * planes + plane]),
-            query_aware: words[3 * planes + plane] != 0,
-            lines: [words[plane] as usize, words[planes + plane] as usize],
-            pairs: words[2 * planes + plane] as usize,
-        };
-        Ok((0..planes).map(head).collect())
-    }
 }
 
 impl FlexPrefill {
@@ -126,43 +81,64 @@ impl FlexPrefill {
     /// # Errors
     /// [`attn_core::Error::Config`], see [`Config::validate`].
     pub fn new(gpu: &Gpu, config: Config) -> Result<FlexPrefill> {
-        config.validate()?;
         let mut dense = Dense::new().with_mask(Mask::Causal);
         if let Some(scale) = config.scale {
             dense = dense.with_scale(scale);
         }
-        let attention = PlanAttention::new(gpu, dense)?;
+        FlexPrefill::with_attention(gpu, Config { scale: None, ..config }, dense)
+    }
+
+    /// The mechanism with the logits of `attention` on the selected blocks: its scale, soft-cap and
+    /// modifier. Selection knows neither of them.
+    ///
+    /// # Errors
+    /// As [`FlexPrefill::new`], and [`attn_core::Error::Config`] for a mask that is not causal and for a
+    /// scale in `config` besides.
+    pub fn with_attention(gpu: &Gpu, config: Config, attention: Dense) -> Result<FlexPrefill> {
+        config.validate()?;
+        if let Some(scale) = config.scale {
+            return Err(attn_core::Error::config("scale", "that of the attention", scale).into());
+        }
+        if attention.mask != Mask::Causal {
+            let got = attention.mask.name();
+            return Err(attn_core::Error::config("mask", "causal", got).into());
+        }
+        let config = Config { scale: attention.scale, ..config };
+        let attention = PlanAttention::new(gpu, attention)?;
         Ok(FlexPrefill { gpu: gpu.clone(), config, attention })
     }
 
-    /// The parameters.
+    /// The parameters, with the scale of the attention.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// Selects the blocks that each head attends to, for queries `[batch, heads, N, D]` and keys
-    /// `[batch, heads_kv, N, D]` of a whole prompt: steps 0 to 6.
+    /// Selects the blocks that each head attends to, for queries `[batch, heads, M, D]`, the last of a
+    /// sequence, and all its keys `[batch, heads_kv, N, D]`: steps 0 to 6. With fewer queries than keys,
+    /// a part of a prompt, as [`mod@crate::reference`] says.
     ///
     /// # Errors
-    /// [`attn_core::Error::Shape`] for tensors that do not fit, or other numbers of queries than of keys;
-    /// those of the device.
+    /// [`attn_core::Error::Shape`] for tensors that do not fit, or more queries than keys; those of the
+    /// device.
     pub fn select(&self, q: &Tensor, k: &Tensor) -> Result<Selection> {
         let shape = AttentionShape::from_shapes(q.shape(), k.shape(), k.shape())?;
-        if shape.queries != shape.keys {
-            let expected = format!("as many queries as keys, {}", shape.keys);
-            return Err(attn_core::Error::shape("q", expected, q.shape()).into());
-        }
-        let blocks = shape.keys.div_ceil(self.config.block);
-        let grid = [shape.batch, shape.heads, blocks, blocks.div_ceil(32)];
-        if self.config.is_dense(shape.keys) || grid.contains(&0) {
-            let all = Tensor::full(&self.gpu, &[1; 4], u32::MAX)?.expand(&grid)?;
-            let plan = self.plan(&shape, &all)?;
-            return Ok(Selection { plan, heads: None });
-        }
-        let found = self.look(q, k, &shape)?;
-        let bits = self.bits(&found, grid)?;
-        let plan = self.plan(&shape, &bits)?;
-        Ok(Selection { plan, heads: Some(Heads { decided: found.decided }) })
+        let chunk = Chunk::new(&shape, self.config.block)?;
+        let grid = [shape.batch, shape.heads, chunk.rows(), chunk.blocks().div_ceil(32)];
+        let (bits, heads) =
+            match self.config.is_dense(shape.queries, shape.keys) || grid.contains(&0) {
+                true => (Tensor::full(&self.gpu, &[1; 4], u32::MAX)?.expand(&grid)?, None),
+                false => {
+                    let found = self.look(q, k, &shape, &chunk)?;
+                    let bits = self.bits(&found, grid, chunk.first() as i32)?;
+                    (bits, Some(Heads { decided: found.decided }))
+                }
+            };
+        let lead = match chunk.lead() {
+            0 => None,
+            lead => Some(self.plan(&shape, &chunk, &bits, 0..lead)?),
+        };
+        let plan = self.plan(&shape, &chunk, &bits, chunk.lead()..shape.queries)?;
+        Ok(Selection { plan, lead, heads, shape, chunk })
     }
 
     /// Selection, then causal attention on the selected blocks. Inputs are all f32 or all of one half
@@ -171,26 +147,67 @@ impl FlexPrefill {
     /// # Errors
     /// As [`FlexPrefill::select`].
     pub fn forward(&self, inputs: Inputs<'_>) -> Result<Output> {
-        let selection = self.select(inputs.q, inputs.k)?;
-        let Attended { out, lse, .. } = self.attention.forward(inputs, &selection.plan)?;
-        Ok(Output { out, lse, selection })
+        self.attend(inputs, &self.select(inputs.q, inputs.k)?)
     }
 
     /// Attention on blocks that were selected before.
     ///
     /// # Errors
     /// As [`PlanAttention::forward`].
-    pub fn attend(&self, inputs: Inputs<'_>, selection: &Selection) -> Result<Attended> {
-        self.attention.forward(inputs, &selection.plan)
+    pub fn attend(&self, inputs: Inputs<'_>, selection: &Selection) -> Result<Output> {
+        let shape =
+            AttentionShape::from_shapes(inputs.q.shape(), inputs.k.shape(), inputs.v.shape())?;
+        let out = Tensor::uninit(&self.gpu, &shape.out(), inputs.q.dtype())?;
+        let lse = Tensor::uninit(&self.gpu, &shape.lse(), DType::F32)?;
+        self.attend_into(inputs, selection, &out, Some(&lse))?;
+        Ok(Output { out, lse, selection: selection.clone() })
+    }
+
+    /// [`FlexPrefill::attend`] into a caller's tensors: `out` with any strides that do not overlap, `lse`,
+    /// where wanted, contiguous.
+    ///
+    /// # Errors
+    /// As [`PlanAttention::forward_into`].
+    pub fn attend_into(
+        &self,
+        inputs: Inputs<'_>,
+        selection: &Selection,
+        out: &Tensor,
+        lse: Option<&Tensor>,
+    ) -> Result<()> {
+        let Some(lead) = &selection.lead else {
+            return self.attention.forward_into(inputs, &selection.plan, out, lse);
+        };
+        let shape =
+            AttentionShape::from_shapes(inputs.q.shape(), inputs.k.shape(), inputs.v.shape())?;
+        if shape.queries != selection.shape.queries {
+            let expected = format!("{} queries as the selection", selection.shape.queries);
+            return Err(attn_core::Error::shape("q", expected, inputs.q.shape()).into());
+        }
+        for (plan, start) in [(lead, 0), (&selection.plan, lead.shape().queries)] {
+            let part = |tensor: &Tensor| tensor.narrow(2, start, plan.shape().queries);
+            let q = part(inputs.q)?;
+            let own = Tensor::uninit(&self.gpu, &q.shape()[..3], DType::F32)?;
+            self.attention.forward_into(
+                Inputs { q: &q, ..inputs },
+                plan,
+                &part(out)?,
+                Some(&own),
+            )?;
+            if let Some(lse) = lse {
+                ops::copy(&own, &part(lse)?)?;
+            }
+        }
+        Ok(())
     }
 
     /// Steps 1 to 4, and the scores of step 6.
-    fn look(&self, q: &Tensor, k: &Tensor, shape: &AttentionShape) -> Result<Found> {
+    fn look(&self, q: &Tensor, k: &Tensor, shape: &AttentionShape, chunk: &Chunk) -> Result<Found> {
         let Config { block, gamma, tau, budget_rule, .. } = self.config;
         let (tokens, planes) = (shape.keys, shape.batch * shape.heads);
-        let blocks = tokens.div_ceil(block);
+        let blocks = chunk.blocks();
         let scale = 1.0 / (shape.dim_qk as f32).sqrt();
-        let last = q.narrow(2, tokens - block, block)?;
+        let last = q.narrow(2, shape.queries - block, block)?;
         let seen = probe(&last, k, scale)?;
         let per_block = |mass: &Tensor, short| {
             let sums = Pool { short, ..Pool::new(block, PoolKind::Sum) };
@@ -221,15 +238,15 @@ impl FlexPrefill {
             false => None,
             true => {
                 let words = BlockScores { align: 32, ..BlockScores::new(scale) };
-                let scores = block_scores(&pool(q, &mean)?, &keys, &words)?;
-                let width = blocks * blocks.next_multiple_of(32);
+                let scores = block_scores(&pooled_queries(q, chunk, &mean)?, &keys, &words)?;
+                let width = chunk.rows() * blocks.next_multiple_of(32);
                 Some(scores.contiguous()?.reshape(&[planes, width])?)
             }
         };
         let pairs = match &scores {
             None => Tensor::zeros(&self.gpu, &[planes], DType::U32)?,
             Some(scores) => {
-                let sum = (gamma * blocks as f64).min(f64::from(f32::MAX)) as f32;
+                let sum = (gamma * chunk.rows() as f64).min(f64::from(f32::MAX)) as f32;
                 cover_rows(scores, sum, Cover::AtMost)?
             }
         };
@@ -285,9 +302,9 @@ impl FlexPrefill {
         Ok(decided)
     }
 
-    /// Steps 5 and 6, as bits of blocks `[batch, heads, blocks, words]`.
-    fn bits(&self, found: &Found, grid: [usize; 4]) -> Result<Tensor> {
-        let [batch, heads, blocks, words] = grid;
+    /// Steps 5 and 6, as bits of blocks `[batch, heads, rows, words]`; row 0 is block `first`.
+    fn bits(&self, found: &Found, grid: [usize; 4], first: i32) -> Result<Tensor> {
+        let [batch, heads, rows, words] = grid;
         let count = |number: usize| {
             found.decided.narrow(0, number, 1)?.contiguous()?.reshape(&[batch, heads])
         };
@@ -298,40 +315,67 @@ impl FlexPrefill {
                 ops::copy(&most.expand(&[batch, heads, 1])?, &mass.narrow(2, 0, 1)?)?;
             }
         }
-        let mut first = vec![0u32; words];
-        first[0] = 1;
-        let first = Tensor::from_slice(&self.gpu, &first, &[1, 1, words])?;
-        let first = first.expand(&[batch, heads, words])?;
+        let mut start = vec![0u32; words];
+        start[0] = 1;
+        let start = Tensor::from_slice(&self.gpu, &start, &[1, 1, words])?;
+        let start = start.expand(&[batch, heads, words])?;
         let lines = |mass: &Tensor, number| -> Result<Tensor> {
-            bits_or(&top_k_bits(mass, Wanted::Each(&count(number)?))?.bits, &first)
+            bits_or(&top_k_bits(mass, Wanted::Each(&count(number)?))?.bits, &start)
         };
         let (verticals, slashes) = (lines(&found.columns, 0)?, lines(&found.distances, 1)?);
-        let rows = verticals.reshape(&[batch, heads, 1, words])?.expand(&grid)?;
-        let mut bits = bits_shift_or(&rows, &slashes, 0)?;
+        let verticals = verticals.reshape(&[batch, heads, 1, words])?.expand(&grid)?;
+        let mut bits = bits_shift_or(&verticals, &slashes, first)?;
         if self.config.slash_both {
-            bits = bits_shift_or(&bits, &slashes, -1)?;
+            bits = bits_shift_or(&bits, &slashes, first - 1)?;
         }
         if let Some(scores) = &found.scores {
             let wanted = count(2)?.reshape(&[batch * heads])?;
             let pairs = top_k_bits(scores, Wanted::Each(&wanted))?.bits;
-            bits = bits_or(&bits, &pairs.reshape(&[batch, heads, blocks, words])?)?;
+            bits = bits_or(&bits, &pairs.reshape(&[batch, heads, rows, words])?)?;
         }
         Ok(bits)
     }
 
-    /// The plan of these blocks, without those behind a row's own.
-    fn plan(&self, shape: &AttentionShape, bits: &Tensor) -> Result<DevicePlan> {
+    /// The plan of some queries on these blocks, without those behind a row's own.
+    fn plan(
+        &self,
+        shape: &AttentionShape,
+        chunk: &Chunk,
+        bits: &Tensor,
+        queries: Range<usize>,
+    ) -> Result<DevicePlan> {
         let block = self.config.block as u32;
+        // Queries in front of a bound between blocks are the first row.
+        let row = usize::from(queries.start > 0);
+        let bits = bits.narrow(2, row, queries.len().div_ceil(self.config.block))?;
         let rows = DeviceRows::Tiled { bq: block };
         let entries = DeviceEntries::Bits { bk: block, origin: 0 };
         let groups = bits.len() / bits.shape()[3].max(1);
         let part = DevicePart::new(&self.gpu, rows, entries, groups, bits.len(), false)?;
         if !bits.is_empty() {
             let data = part.region(Region::Data)?.reshape(bits.shape())?;
-            bits_causal_into(bits, 0, &data)?;
+            bits_causal_into(&bits, (chunk.first() + row) as i32, &data)?;
         }
-        DevicePlan::new(PlanShape::from(shape), Share::PerHead, true, part)
+        let mut plan = PlanShape::from(shape);
+        plan.queries = queries.len();
+        plan.q_off += queries.start as i64;
+        DevicePlan::new(plan, Share::PerHead, true, part)
     }
+}
+
+/// Means of the queries of each row of blocks.
+fn pooled_queries(q: &Tensor, chunk: &Chunk, mean: &Pool) -> Result<Tensor> {
+    let lead = chunk.lead();
+    if lead == 0 {
+        return pool(q, mean);
+    }
+    let &[batch, heads, queries, dim] = q.shape() else { return pool(q, mean) };
+    let pooled = Tensor::uninit(q.gpu(), &[batch, heads, chunk.rows(), dim], DType::F32)?;
+    for (row, queries) in [(0, 0..lead), (1, lead..queries)] {
+        let own = pool(&q.narrow(2, queries.start, queries.len())?, mean)?;
+        ops::copy(&own, &pooled.narrow(2, row, own.shape()[2])?)?;
+    }
+    Ok(pooled)
 }
 
 /// Lanes that share a head on this device.

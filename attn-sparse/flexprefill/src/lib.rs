@@ -3,9 +3,13 @@
 
 #[cfg(feature = "bench")]
 pub mod bench;
+mod chunk;
 mod config;
 mod gpu;
+#[cfg(feature = "model")]
+pub mod policy;
 pub mod reference;
+mod selection;
 
 pub use attn_core::ndarray;
 pub use attn_wgpu::attention::Inputs;
@@ -13,4 +17,5 @@ pub use attn_wgpu::{Error, Gpu, Tensor, wgpu};
 pub use config::{BudgetRule, Config};
 #[cfg(feature = "bench")]
 pub use gpu::kernels;
-pub use gpu::{FlexPrefill, Head, Heads, Output, Selection};
+pub use gpu::{FlexPrefill, Output};
+pub use selection::{Head, Heads, Selection};

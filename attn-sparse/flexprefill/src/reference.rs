@@ -14,11 +14,18 @@
 //!    over J <= I, as many as stay within gamma nb in sum
 //! 7  causal attention on these blocks
 //! ```
+//!
+//! The paper selects for whole prompts. Here the `N` tokens may be keys of which only the last `M` have a
+//! query: a part of a prompt behind keys of earlier parts. The probe is then the last b of these queries,
+//! `I` counts blocks of the whole sequence, from that of the first query on, a block of queries is those of
+//! its queries that there are, and the sum of step 6 is over these `R` rows: `gamma R`. With `M = N` all of
+//! this is the paper. A part of at most b queries is dense, as its probe would be all of it.
 
 use attn_core::plan::{self, Entries, Part, PlanShape, Rows, Share, SparsePlan};
-use attn_core::{Error, Mask, Result, dense};
-use ndarray::{Array2, ArrayView2, ArrayView4, Axis, s};
+use attn_core::{AttentionShape, Mask, Result, dense};
+use ndarray::{Array2, ArrayView2, ArrayView4, Axis, concatenate, s};
 
+use crate::chunk::Chunk;
 use crate::{BudgetRule, Config};
 
 /// What decided about a head.
@@ -51,18 +58,19 @@ pub struct Head {
 pub struct Selection {
     /// Blocks of keys of every block of queries, per head.
     pub plan: SparsePlan,
-    /// `[batch * heads]`; empty where the sequence is so short that all blocks are on (step 0).
+    /// `[batch * heads]`; empty where all blocks are on ([`Config::is_dense`]).
     pub heads: Vec<Head>,
 }
 
 /// Queries, keys and values; see [`attn_core::dense::Inputs`].
 pub type Inputs<'a> = dense::Inputs<'a>;
 
-/// Selects blocks, for queries `[batch, heads, N, D]` and keys `[batch, heads_kv, N, D]`.
+/// Selects blocks, for queries `[batch, heads, M, D]`, the last of a sequence, and all its keys
+/// `[batch, heads_kv, N, D]`.
 ///
 /// # Errors
 /// [`Error::Config`] for parameters out of range, [`Error::Shape`] for tensors that do not fit or
-/// other numbers of queries than of keys: the method selects for whole prompts.
+/// more queries than keys.
 pub fn select(
     q: ArrayView4<'_, f64>,
     k: ArrayView4<'_, f64>,
@@ -70,47 +78,61 @@ pub fn select(
 ) -> Result<Selection> {
     config.validate()?;
     let shape = dense::Inputs::new(q, k, k).check()?;
-    if shape.queries != shape.keys {
-        let expected = format!("as many queries as keys, {}", shape.keys);
-        return Err(Error::shape("q", expected, q.shape()));
-    }
-    let (tokens, block) = (shape.keys, config.block);
-    let blocks = tokens.div_ceil(block);
-    let words = blocks.div_ceil(32);
+    let chunk = Chunk::new(&shape, config.block)?;
+    let (rows, first) = (chunk.rows(), chunk.first());
+    let words = chunk.blocks().div_ceil(32);
     let planes = shape.batch * shape.heads;
-    let mut bits = vec![0u32; planes * blocks * words];
+    let mut bits = vec![0u32; planes * rows * words];
     let mut heads = Vec::new();
     for plane in 0..planes {
         let (batch, head) = (plane / shape.heads, plane % shape.heads);
         let q = q.slice(s![batch, head, .., ..]);
         let k = k.slice(s![batch, head / shape.group(), .., ..]);
-        let own = &mut bits[plane * blocks * words..][..blocks * words];
+        let own = &mut bits[plane * rows * words..][..rows * words];
         let mut set =
             |row: usize, column: usize| own[row * words + column / 32] |= 1 << (column % 32);
-        if config.is_dense(tokens) {
-            for row in 0..blocks {
-                (0..=row).for_each(|column| set(row, column));
+        if config.is_dense(shape.queries, shape.keys) {
+            for row in 0..rows {
+                (0..=first + row).for_each(|column| set(row, column));
             }
             continue;
         }
         let found = head_of(q, k, config);
         let on = lines_of(&found, config);
-        for row in 0..blocks {
-            for column in (0..=row).filter(|column| on[0][*column] || on[1][row - column]) {
+        for row in 0..rows {
+            let own = first + row;
+            for column in (0..=own).filter(|column| on[0][*column] || on[1][own - column]) {
                 set(row, column);
             }
         }
         if found.query_aware {
-            for (row, column) in query_aware(q, k, config) {
+            for (row, column) in query_aware(q, k, &chunk, config) {
                 set(row, column);
             }
         }
         heads.push(found);
     }
-    let (bk, origin) = (block as u32, 0);
-    let part = Part::new(Rows::Tiled { bq: bk }, Entries::Bits { bk, origin, words: bits });
-    let plan = SparsePlan::new(PlanShape::from(&shape), Share::PerHead, true, vec![part]);
-    Ok(Selection { plan, heads })
+    Ok(Selection { plan: plan_of(&shape, &chunk, bits), heads })
+}
+
+/// The plan of blocks as bits, `[planes, rows, words]`: tiles of queries, or ranges where the first query is
+/// inside of a block.
+pub(crate) fn plan_of(shape: &AttentionShape, chunk: &Chunk, words: Vec<u32>) -> SparsePlan {
+    let (rows, planes) = (chunk.rows(), shape.batch * shape.heads);
+    let (bk, origin) = (chunk.block() as u32, 0);
+    let rows = match chunk.lead() {
+        0 => Rows::Tiled { bq: bk },
+        _ => {
+            let ranges = || (0..planes).flat_map(|_| (0..rows).map(|row| chunk.queries_of(row)));
+            Rows::Ranges {
+                plane_ptr: (0..=planes).map(|plane| (plane * rows) as u32).collect(),
+                q_start: ranges().map(|range| range.start as u32).collect(),
+                q_len: ranges().map(|range| range.len() as u32).collect(),
+            }
+        }
+    };
+    let part = Part::new(rows, Entries::Bits { bk, origin, words });
+    SparsePlan::new(PlanShape::from(shape), Share::PerHead, true, vec![part])
 }
 
 /// Selection, then causal attention on the selected blocks.
@@ -131,7 +153,7 @@ pub fn forward(inputs: Inputs<'_>, config: &Config) -> Result<(dense::Output, Se
 fn head_of(q: ArrayView2<'_, f64>, k: ArrayView2<'_, f64>, config: &Config) -> Head {
     let (tokens, block) = (k.nrows(), config.block);
     let blocks = tokens.div_ceil(block);
-    let probe = q.slice(s![tokens - block.., ..]);
+    let probe = q.slice(s![q.nrows() - block.., ..]);
     let map = probe_map(probe, k);
     let mut columns = vec![0.0; tokens];
     let mut distances = vec![0.0; tokens];
@@ -203,23 +225,29 @@ fn lines_of(head: &Head, config: &Config) -> [Vec<bool>; 2] {
     [verticals, slashes]
 }
 
-/// Step 6: pairs of blocks.
+/// Step 6: pairs of a row of blocks and a block of keys.
 fn query_aware(
     q: ArrayView2<'_, f64>,
     k: ArrayView2<'_, f64>,
+    chunk: &Chunk,
     config: &Config,
 ) -> Vec<(usize, usize)> {
-    let scores = pool(q, config.block).dot(&pool(k, config.block).t()) / root(k);
-    let blocks = scores.nrows();
-    let mut map = vec![0.0; blocks * blocks];
+    let mut pooled = pool(q.slice(s![chunk.lead().., ..]), config.block);
+    if chunk.lead() > 0 {
+        let lead = pool(q.slice(s![..chunk.lead(), ..]), config.block);
+        pooled = concatenate![Axis(0), lead, pooled];
+    }
+    let scores = pooled.dot(&pool(k, config.block).t()) / root(k);
+    let (rows, blocks) = scores.dim();
+    let mut map = vec![0.0; rows * blocks];
     for (row, scores) in scores.rows().into_iter().enumerate() {
-        let weights = softmax(&scores.to_vec()[..=row]);
-        map[row * blocks..][..=row].copy_from_slice(&weights);
+        let weights = softmax(&scores.to_vec()[..=chunk.first() + row]);
+        map[row * blocks..][..weights.len()].copy_from_slice(&weights);
     }
     let order = order(&map);
-    let count = within(&order, &map, config.gamma * blocks as f64);
+    let count = within(&order, &map, config.gamma * rows as f64);
     let pairs = order.into_iter().take(count).map(|at| (at / blocks, at % blocks));
-    pairs.filter(|(row, column)| column <= row).collect()
+    pairs.filter(|(row, column)| *column <= chunk.first() + row).collect()
 }
 
 /// Weights of the last queries on the keys they may see.

@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use anyhow::{Error, Result, anyhow, bail};
+use attn_flexprefill::policy::FlexPrefillPolicy;
 use attn_model::AttentionPolicy;
 use attn_model::policy::{Dense, SinkWindow};
 use serde::de::DeserializeOwned;
@@ -10,7 +11,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// Every policy that the commands know.
-const KNOWN: &[(&str, Make)] = &[("dense", dense), ("sink-window", by_settings::<SinkWindow>)];
+const KNOWN: &[(&str, Make)] = &[
+    ("dense", dense),
+    ("flexprefill", flexprefill),
+    ("sink-window", by_settings::<SinkWindow>), //
+];
 
 /// From settings to a policy; an empty object stands for the defaults.
 type Make = fn(Value) -> Result<Made>;
@@ -77,6 +82,13 @@ fn dense(config: Value) -> Result<Made> {
     Ok(Made { policy: Box::new(Dense), config })
 }
 
+fn flexprefill(config: Value) -> Result<Made> {
+    let config: attn_flexprefill::Config = serde_json::from_value(config)?;
+    config.validate()?;
+    let policy = Box::new(FlexPrefillPolicy::new(config.clone()));
+    Ok(Made { policy, config: serde_json::to_value(config)? })
+}
+
 /// A policy that is its own settings.
 fn by_settings<P: AttentionPolicy + Serialize + DeserializeOwned>(config: Value) -> Result<Made> {
     let policy: P = serde_json::from_value(config)?;
@@ -113,11 +125,22 @@ mod tests {
         assert_eq!(choice.record.config, expected);
         let policy = format!("{:?}", choice.policy().unwrap());
         assert!(policy.contains("window: 9"), "{policy}");
+
+        let choice: Choice =
+            r#"flexprefill:{"block":64,"min_budget":null,"budget_rule":"tokens_div"}"#.parse().unwrap();
+        let config = &choice.record.config;
+        assert_eq!((&config["block"], &config["gamma"]), (&json!(64), &json!(0.95)));
+        assert_eq!((&config["min_budget"], &config["slash_both"]), (&Value::Null, &json!(false)));
+        let policy = format!("{:?}", choice.policy().unwrap());
+        assert!(policy.contains("block: 64") && policy.contains("TokensDiv"), "{policy}");
     }
 
     #[test]
     fn what_is_wrong_is_said() {
-        assert_eq!(error("dens"), "there is no policy `dens`; there are dense, sink-window");
+        assert_eq!(
+            error("dens"),
+            "there is no policy `dens`; there are dense, flexprefill, sink-window"
+        );
         let text = error(r#"sink-window:{"windw":9}"#);
         assert!(text.starts_with("settings of `sink-window`: unknown field `windw`"), "{text}");
         let text = error(r#"sink-window:{"window":9"#);
@@ -125,5 +148,9 @@ mod tests {
         assert!(error(r#"sink-window:{"window":-1}"#).contains("-1"));
         assert_eq!(error(r#"dense:{"a":1}"#), r#"settings of `dense`: expected none, got {"a":1}"#);
         assert!(error("sink-window:3").contains("invalid type"));
+        let text = error(r#"flexprefill:{"gama":0.9}"#);
+        assert!(text.starts_with("settings of `flexprefill`: unknown field `gama`"), "{text}");
+        let text = error(r#"flexprefill:{"gamma":0}"#);
+        assert!(text.starts_with("settings of `flexprefill`: `gamma` is 0"), "{text}");
     }
 }

@@ -102,6 +102,28 @@ fn perplexity_of_a_small_model() {
     }
 }
 
+/// The commands run FlexPrefill: with all blocks on like the model's own attention, else not.
+#[test]
+fn perplexity_with_blocks_left_out() {
+    if !has_device() {
+        return;
+    }
+    let folder = scratch("flexprefill");
+    let (model, moby, out) = (models().join("tiny-llama"), moby(), folder.join("out.json"));
+    let files = ["--model", text(&model), "--text", text(&moby), "--json", text(&out)];
+    let (all, some) = (
+        r#"flexprefill:{"block":8,"min_budget":null,"gamma":1.5}"#,
+        r#"flexprefill:{"block":8,"min_budget":null,"max_budget":8,"gamma":0.5}"#,
+    );
+    let policies = ["--policy", "dense", "--policy", all, "--policy", some];
+    let same = ["ppl", "--window", "90", "--tokens", "90"];
+    run(&[&same[..], &files, &policies].concat()).unwrap();
+    let report = json(&out);
+    fs::remove_dir_all(&folder).unwrap();
+    let ratio = |number: usize| report["policies"][number]["ratio"].as_f64().unwrap();
+    assert!((ratio(1) - 1.0).abs() < 1e-4 && (ratio(2) - 1.0).abs() > 1e-3, "{report}");
+}
+
 #[test]
 fn needles_in_a_small_model() {
     if !has_device() {
@@ -181,7 +203,7 @@ fn what_is_asked_wrongly_is_said() {
     let ppl = ["ppl", "--model", text(&model), "--text", text(&moby)];
     let with = |more: &[&str]| error(&[&ppl[..], more].concat());
     assert!(with(&["--window", "100000"]).contains("do not fill a window of 100000"));
-    assert!(with(&["--policy", "nothing"]).contains("there are dense, sink-window"));
+    assert!(with(&["--policy", "nothing"]).contains("there are dense, flexprefill, sink-window"));
     let settings = with(&["--policy", r#"sink-window:{"sink":1}"#]);
     assert!(settings.contains("unknown field `sink`"), "{settings}");
     let missing = error(&["ppl", "--model", text(&model), "--text", "no-such-file"]);
