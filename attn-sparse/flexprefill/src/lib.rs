@@ -1,4 +1,7 @@
 //! FlexPrefill: sparse attention for prompts, chosen by each head for each prompt.
+//!
+//! The choice is not causal: the last queries of a prompt choose for all, so a later token can change
+//! earlier outputs. No query attends to a key behind its own. [`mod@reference`] has the equations.
 #![cfg_attr(doctest, doc = include_str!("../README.md"))]
 
 #[cfg(feature = "bench")]

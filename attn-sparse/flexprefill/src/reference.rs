@@ -69,7 +69,7 @@ pub type Inputs<'a> = dense::Inputs<'a>;
 /// `[batch, heads_kv, N, D]`.
 ///
 /// # Errors
-/// [`Error::Config`] for parameters out of range, [`Error::Shape`] for tensors that do not fit or
+/// [`attn_core::Error`] for parameters out of range, for tensors that do not fit, and for
 /// more queries than keys.
 pub fn select(
     q: ArrayView4<'_, f64>,

@@ -3,8 +3,9 @@
 mod common;
 
 use attn_core::plan::{Near, PlanShape, SparsePlan};
+use attn_core::testing::Capture;
 use attn_core::{Mask, dense};
-use attn_flexprefill::{BudgetRule, Config, FlexPrefill, Head, Inputs, Tensor};
+use attn_flexprefill::{BudgetRule, Config, FlexPrefill, Gpu, Head, Inputs, Tensor};
 use attn_wgpu::attention::Attention;
 use attn_wgpu::plan::{DevicePlan, PlanAttention};
 use attn_wgpu::testing::gpu;
@@ -27,17 +28,18 @@ fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
     values.sum::<f64>() / count
 }
 
-/// A head on the device with its dense attention.
+/// Heads on the device with their dense attention.
 struct Case {
-    gpu: attn_flexprefill::Gpu,
+    gpu: Gpu,
     qkv: [Tensor; 3],
     out: Vec<f64>,
     lse: Vec<f64>,
 }
 
-/// What is kept of it.
+/// What is kept of them.
 struct Kept {
-    head: Head,
+    heads: Vec<Head>,
+    /// Of the pairs up to the query's own, mean over heads.
     density: f64,
     /// Dense attention's mass on the selected keys, of each row: the ratio of the two sums of
     /// exponentials.
@@ -51,11 +53,15 @@ impl Case {
         let gpu = gpu()?;
         let upload = |x: &ndarray::Array4<f32>| Tensor::from_array(&gpu, &x.view().into_dyn());
         let qkv = head.each_ref().map(|x| upload(x).unwrap());
+        Some(Case::of(gpu, qkv))
+    }
+
+    fn of(gpu: Gpu, qkv: [Tensor; 3]) -> Case {
         let causal = dense::Config::new().with_mask(Mask::Causal);
         let [q, k, v] = &qkv;
         let output = Attention::new(&gpu, causal).unwrap().forward(Inputs::new(q, k, v)).unwrap();
         let (out, lse) = (floats(&output.out), floats(&output.lse));
-        Some(Case { gpu, qkv, out, lse })
+        Case { gpu, qkv, out, lse }
     }
 
     fn inputs(&self) -> Inputs<'_> {
@@ -77,8 +83,8 @@ impl Case {
             norm(&off) / norm(want)
         };
         Kept {
-            head: output.selection.heads.as_ref().unwrap().read().unwrap()[0],
-            density: output.selection.densities().unwrap()[0],
+            heads: output.selection.heads.as_ref().unwrap().read().unwrap(),
+            density: mean(output.selection.densities().unwrap().into_iter()),
             mass: self.mass(&output.lse),
             error: mean(out.chunks(DIM).zip(self.out.chunks(DIM)).map(row)),
         }
@@ -109,9 +115,9 @@ fn a_head_of_blocks_is_query_aware() {
         let window = case.sinks_and_window(BLOCK, window);
         println!(
             "{:?}, density {:.3}, mass {mass:.3}, error {:.3}, sinks and window {window:.3}",
-            kept.head, kept.density, kept.error
+            kept.heads, kept.density, kept.error
         );
-        assert!(kept.head.query_aware && kept.head.divergence < 0.02);
+        assert!(kept.heads[0].query_aware && kept.heads[0].divergence < 0.02);
         assert!(kept.density <= 0.20 && mass >= 0.94 && kept.error <= 0.10);
         assert!(window <= 0.25);
     }
@@ -124,8 +130,8 @@ fn a_head_of_lines_keeps_what_was_asked_for() {
         let kept = case.run(config);
         let probe = mean(kept.mass[TOKENS - BLOCK..].iter().copied());
         let all = mean(kept.mass.iter().copied());
-        println!("{:?}, density {:.3}, mass {all:.3}, probe {probe:.3}", kept.head, kept.density);
-        assert!(!kept.head.query_aware && kept.head.divergence > 0.3);
+        println!("{:?}, density {:.3}, mass {all:.3}, probe {probe:.3}", kept.heads, kept.density);
+        assert!(!kept.heads[0].query_aware && kept.heads[0].divergence > 0.3);
         (kept.density, probe, all)
     };
     let lines = run(config().with_gamma(0.9));
@@ -137,4 +143,38 @@ fn a_head_of_lines_keeps_what_was_asked_for() {
     assert!(both.2 > lines.2 && both.0 > lines.0);
     // The authors' rule counts ten keys or so as one line, wherever they are.
     assert!(tokens.1 < 0.9 && tokens.0 < lines.0);
+}
+
+/// Two layers of SmolLM2 on the first 1,024 tokens of Moby-Dick, of the capture that benchmarks use. Measured
+/// are 0.962 and 0.968 of the mass for gamma = 0.95, 0.934 and 0.949 for 0.9.
+#[test]
+fn heads_of_a_real_model_keep_their_mass() {
+    let Some(gpu) = gpu() else { return };
+    let file =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../../xtask/data/smollm2-moby-1024.safetensors");
+    let capture = Capture::load(file).unwrap();
+    for layer in [11, 18] {
+        let inputs = capture.layer(layer).unwrap();
+        let upload =
+            |data: &[f32], shape: [usize; 4]| Tensor::from_slice(&gpu, data, &shape).unwrap();
+        let shape = inputs.shape;
+        let (q, k, v) = (
+            upload(&inputs.q, shape.q()),
+            upload(&inputs.k, shape.k()),
+            upload(&inputs.v, shape.v()),
+        );
+        let case = Case::of(gpu.clone(), [q, k, v]);
+        for (gamma, bar) in [(0.95, 0.95), (0.9, 0.92)] {
+            let kept = case.run(config().with_gamma(gamma));
+            let mass = mean(kept.mass.iter().copied());
+            let aware = kept.heads.iter().filter(|head| head.query_aware).count();
+            println!(
+                "layer {layer}, gamma {gamma}: density {:.3}, mass {mass:.4}, error {:.3}, {aware} query-aware",
+                kept.density, kept.error
+            );
+            assert!(mass >= bar && kept.density < 1.0);
+        }
+        let all = case.run(config().with_gamma(1.5));
+        assert!(all.density == 1.0 && all.error <= 1e-5);
+    }
 }
