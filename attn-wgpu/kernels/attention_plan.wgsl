@@ -34,6 +34,11 @@ var<private> key_bias: array<f32, KEYS>;
 #import "attention_absorb"
 #import "plan_groups"
 #import "plan_cursor"
+#import "plan_work"
+
+fn item_word(index: u32) -> u32 {
+  return items[index];
+}
 
 // Rows of a tile, keys of a step, and how far the keys of a lane are from each other.
 #ifdef SPLIT
@@ -51,59 +56,7 @@ const STEP = KEYS;
 const STRIDE = 1u;
 #endif
 
-#ifdef NEAR
-const PHASES = 3u;
-#else
-const PHASES = 1u;
-#endif
-
-// Rows that see the keys of a step.
-const NONE = 0u;
-const SOME = 1u;
-const ALL = 2u;
-
-// What all rows of a tile see, and what at least one does.
-struct Sight {
-  hull: vec2<u32>,
-  full: vec2<u32>,
-}
-
-struct Step {
-  keys: array<u32, KEYS>,
-  seen_by: u32,
-}
-
-// Takes the keys of one step, `left` of which there are at most, and moves the cursor behind them.
-fn take_step(cursor: ptr<function, Cursor>, left: u32, sight: Sight) -> Step {
-  var taken: Step;
-  var none = true;
-  var all = true;
-  #unroll
-  for (var b = 0u; b < KEYS; b++) {
-    let key = key_at(cursor);
-    let exists = b * STRIDE < left;
-    taken.keys[b] = select(NO_KEY, key, exists);
-    none = none && !(exists && sight.hull.x <= key && key < sight.hull.y);
-    all = all && exists && sight.full.x <= key && key < sight.full.y;
-#ifdef KEY_BIAS
-    var bias = 0.0;
-    if (*cursor).behind > 0u {
-      bias = bitcast<f32>(plan[params.at_bias + (*cursor).entry]);
-    }
-    key_bias[b] = bias;
-    all = all && bias > MASKED;
-#endif
-    advance(cursor, STRIDE);
-  }
-#ifdef MODIFIER
-  all = false;
-#endif
-  taken.seen_by = select(select(SOME, ALL, all), NONE, none);
-#ifdef SPLIT
-  taken.seen_by = SOME;
-#endif
-  return taken;
-}
+#import "plan_step"
 
 @compute @workgroup_size(WORKGROUP)
 fn attention_plan(
@@ -112,33 +65,19 @@ fn attention_plan(
 #import "attention_item"
   let group_number = lane / LANES;
 
-  let first_item = items[params.base];
-  let own_items = items[params.base + params.group_count] - first_item;
-  if item >= own_items * params.kv_count {
+  if item >= items_here() * params.kv_count {
     return;
   }
-  let number = first_item + item % own_items;
-  let copy = item / own_items;
-  // The last group whose items begin here or before.
-  var at = params.base;
-  var behind = params.base + params.group_count;
-  while behind - at > 1u {
-    let middle = (at + behind) / 2u;
-    if items[middle] <= number {
-      at = middle;
-    } else {
-      behind = middle;
-    }
-  }
-  let group = params.first_group + at - params.base;
+  let work = work_of(item);
+  let group = work.group;
   let members = members_of(group);
   let count = members.count * params.pack;
   let tiles = (count + TILE - 1u) / TILE;
-  let tile = (number - items[at]) % tiles;
-  let chunk = (number - items[at]) / tiles;
+  let tile = work.index % tiles;
+  let chunk = work.index / tiles;
 
   let batch = members.plane / params.plan_heads - params.first_batch;
-  let packed_head = members.plane % params.plan_heads + copy + params.kv_base;
+  let packed_head = members.plane % params.plan_heads + work.copy + params.kv_base;
 #ifdef SPLIT
   let first_row = tile * TILE;
 #else
@@ -165,70 +104,11 @@ fn attention_plan(
   let k_start = params.k_start + batch * params.k_batch + head_kv * params.k_head;
   let v_start = params.v_start + batch * params.v_batch + head_kv * params.v_head;
 
-  // Queries of the tile, and keys of the chunk, among those of the group.
-  let first_member = tile * TILE / params.pack;
-  let last_member = (min(tile * TILE + TILE, count) - 1u) / params.pack;
-  var chunk_start = chunk * params.chunk;
-  var chunk_end = chunk_start + params.chunk;
-  for (var phase = EXPLICIT; phase < PHASES; phase++) {
-    let whole = hull_of(phase, members, 0u, members.count - 1u);
-    var length = whole.y - whole.x;
-    if phase == EXPLICIT {
-      length = items[params.listed + 1u + at];
-    }
-    let start = min(chunk_start, length);
-    let end = min(chunk_end, length);
-    chunk_start -= start;
-    chunk_end -= end;
-
-    #unroll
-    for (var r = 0u; r < ROWS; r++) {
-      let seen = seen_at(phase, rows[r].position);
-      rows[r].start = seen.x;
-      rows[r].end = seen.y;
-    }
-    let low = seen_at(phase, position_of(query_of(members, first_member)));
-    let high = seen_at(phase, position_of(query_of(members, last_member)));
-    let sight = Sight(vec2<u32>(low.x, high.y), vec2<u32>(high.x, low.y));
-#ifdef SPLIT
-    let mine = start + group_number;
-#else
-    let mine = start;
-#endif
-    var cursor = cursor_in(whole.x + mine);
-    if phase == EXPLICIT {
-      cursor = cursor_at(group, mine);
-    }
-#ifdef SPLIT
-    for (var done = start; done < end; done += STEP) {
-      let left = select(0u, end - done - group_number, done + group_number < end);
-      absorb(take_step(&cursor, left, sight).keys, true, k_start, v_start);
-    }
-#else
-    var done = start;
-    var taken = take_step(&cursor, end - done, sight);
-    while done < end {
-      while done < end && taken.seen_by == NONE {
-        done += STEP;
-        taken = take_step(&cursor, end - min(done, end), sight);
-      }
-      while done < end && taken.seen_by == SOME {
-        absorb(taken.keys, true, k_start, v_start);
-        done += STEP;
-        taken = take_step(&cursor, end - min(done, end), sight);
-      }
-      while done < end && taken.seen_by == ALL {
-        absorb(taken.keys, false, k_start, v_start);
-        done += STEP;
-        taken = take_step(&cursor, end - min(done, end), sight);
-      }
-    }
-#endif
-  }
+#import "plan_walk"
 
   // Partial results are sums relative to the largest logit, and behind them that logit and the sum of
   // exponentials.
-  let slot = (copy * items[params.listed] + number) * TILE;
+  let slot = work.slot * TILE;
   let width = dim_v() + 1u;
 #ifdef SPLIT
   if lane_in_group == 0u {

@@ -1,5 +1,5 @@
 // Merges the partial results of attention_plan into outputs and log-sum-exps, in the order of groups
-// and chunks.
+// and chunks. With SUMS it adds up those of attention_plan_q.
 //
 // An invocation owns one vec4 of one output row. No workgroup memory. Needs six storage buffers.
 
@@ -20,12 +20,12 @@ struct Params {
 
 #import "attention_storage"
 
-@group(0) @binding(0) var<storage, read> parts: array<vec4<f32>>; // [items, tile, dim_v + 1]
+@group(0) @binding(0) var<storage, read> parts: array<vec4<f32>>; // [items, tile, dim_v + 1], or dim_v of sums
 @group(0) @binding(1) var<storage, read> items: array<u32>; // offsets [listed + 1], keys [listed]
 @group(0) @binding(2) var<storage, read_write> out: array<Chunk>; // [B, H, M, dim_v]
 @group(0) @binding(3) var<storage, read_write> lse: array<u32>; // [B, H, M]
-// Where queries are listed: part, group, row, rows of the group, weight.
-@group(0) @binding(4) var<storage, read> listing: array<u32>; // offsets [planes * M + 1], [places, 5]
+// Where queries are listed: part, group, row, rows of the group, weight, gate.
+@group(0) @binding(4) var<storage, read> listing: array<u32>; // offsets [planes * M + 1], [places, 6]
 @group(0) @binding(5) var<storage, read> part_base: array<u32>; // items minus groups [parts]
 
 #import "linear"
@@ -59,12 +59,20 @@ fn add(sum: ptr<function, Sum>, top: f32, weights: f32, value: vec4<f32>) {
 fn add_group(sum: ptr<function, Sum>, at: u32, copy: u32, row: u32, count: u32, i: u32) {
   let tiles = (count + params.tile - 1u) / params.tile;
   let chunks = (items[at + 1u] - items[at]) / max(tiles, 1u);
+#ifdef SUMS
+  let width = params.dim_v;
+#else
   let width = params.dim_v + 1u;
+#endif
   for (var chunk = 0u; chunk < chunks; chunk++) {
     let slot = copy * items[params.listed] + items[at] + chunk * tiles + row / params.tile;
     let place = (slot * params.tile + row % params.tile) * width;
+#ifdef SUMS
+    (*sum).value += parts[place + i];
+#else
     let weight = parts[place + params.dim_v];
     add(sum, weight.x, weight.y, parts[place + i]);
+#endif
   }
 }
 
@@ -119,7 +127,7 @@ fn attention_plan_merge(
   let behind = listing[plane * params.queries + query + 1u];
   let places = params.planes * params.queries + 1u;
   for (var place = first; place < behind; place++) {
-    let entry = places + 5u * place;
+    let entry = places + 6u * place;
     let at = part_base[listing[entry]] + listing[entry + 1u];
     let own_row = listing[entry + 2u] * params.pack + head_row;
     add_group(&sum, at, copy, own_row, listing[entry + 3u] * params.pack, i);
@@ -141,6 +149,10 @@ fn attention_plan_merge(
   }
 #endif
 #endif
+  let to = params.out_start + batch * params.out_batch + head * params.out_head + query * params.out_token;
+#ifdef SUMS
+  out[to + i] = pack(sum.value);
+#else
 #ifdef WEIGHTS
   let any = total.any;
 #else
@@ -148,10 +160,10 @@ fn attention_plan_merge(
   let any = total.sum > 0.0;
 #endif
   let factor = select(0.0, 1.0 / total.sum, any);
-  let to = params.out_start + batch * params.out_batch + head * params.out_head + query * params.out_token;
   out[to + i] = pack(total.value * factor);
   if i == 0u {
     let at_lse = params.lse_start + batch * params.lse_batch + head * params.lse_head + query;
     lse[at_lse] = select(MINUS_INFINITY, bitcast<u32>((total.top + log2(total.sum)) * LN_2), any);
   }
+#endif
 }

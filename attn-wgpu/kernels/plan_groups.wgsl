@@ -4,6 +4,11 @@
 const EXPLICIT = 0u;
 const SINKS = 1u;
 const WINDOW = 2u;
+#ifdef NEAR
+const PHASES = 3u;
+#else
+const PHASES = 1u;
+#endif
 
 struct Members {
   plane: u32,
@@ -50,8 +55,9 @@ fn position_of(query: u32) -> i32 {
   return i32(query) + params.q_off;
 }
 
-// Keys that a position sees in a phase: start and end of an interval.
-fn seen_at(phase: u32, position: i32) -> vec2<u32> {
+// Bounds of what a position sees in a phase; both rise with it, and nothing is between them where the
+// end is not behind the start.
+fn bounds_at(phase: u32, position: i32) -> vec2<i32> {
   let far = position - params.max_dist;
   let recent = position - params.window + 1;
   var start = max(far, params.sink);
@@ -69,16 +75,27 @@ fn seen_at(phase: u32, position: i32) -> vec2<u32> {
     end = position + 1;
   }
 #endif
+  return vec2<i32>(start, end);
+}
+
+// The keys that there are of an interval.
+fn clip(start: i32, end: i32) -> vec2<u32> {
   let keys = i32(params.keys);
   let low = clamp(start, 0, keys);
   return vec2<u32>(u32(low), u32(clamp(end, low, keys)));
 }
 
+// Keys that a position sees in a phase: start and end of an interval.
+fn seen_at(phase: u32, position: i32) -> vec2<u32> {
+  let bounds = bounds_at(phase, position);
+  return clip(bounds.x, bounds.y);
+}
+
 // Keys that the rows from `first` to `last` see, if they rise: the smallest interval that holds all.
 fn hull_of(phase: u32, members: Members, first: u32, last: u32) -> vec2<u32> {
-  let low = seen_at(phase, position_of(query_of(members, first)));
-  let high = seen_at(phase, position_of(query_of(members, last)));
-  return vec2<u32>(low.x, max(low.x, high.y));
+  let low = bounds_at(phase, position_of(query_of(members, first)));
+  let high = bounds_at(phase, position_of(query_of(members, last)));
+  return clip(low.x, high.y);
 }
 
 // Number of keys that the entries of a group hold; bits of which no query can see a key come last and

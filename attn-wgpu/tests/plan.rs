@@ -389,7 +389,7 @@ fn wrong_arguments() {
         let message = result.unwrap_err().to_string();
         assert!(message.contains(arg), "{arg}: {message}");
     };
-    let window = Config::new().with_mask(Mask::Window { left: 3, right: 0 });
+    let window = Config::new().with_mask(Mask::Window { left: 3, right: 1 });
     argument(PlanAttention::new(&gpu, window).map(|_| ()), "mask");
     let full = PlanAttention::new(&gpu, Config::new()).unwrap();
     argument(full.forward(uploaded.view(), &device).map(|_| ()), "mask");

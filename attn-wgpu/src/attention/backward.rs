@@ -8,7 +8,7 @@
 //! d_sink = - sum_i exp(sink - lse_i) delta_i
 //! ```
 
-use attn_core::ModifierKind;
+use attn_core::{AttentionShape, ModifierKind};
 
 use super::call::{Call, bind, check_output, vec4};
 use super::forward::SNIPPETS;
@@ -68,8 +68,8 @@ struct DeltaParams {
 
 /// Operations of a backward pass by those of a forward pass: dq needs three products a pair, dk and
 /// dv four, forward two.
-const WORK_Q: f64 = 1.5;
-const WORK_KV: f64 = 2.0;
+pub(crate) const WORK_Q: f64 = 1.5;
+pub(crate) const WORK_KV: f64 = 2.0;
 
 impl Attention {
     /// Records the gradients by all inputs, from what [`Attention::forward_saved`] saved.
@@ -83,28 +83,8 @@ impl Attention {
     pub fn backward(&self, saved: &Saved, cotangents: Cotangents<'_>) -> Result<Grads> {
         let inputs = saved.inputs();
         let shape = self.check(inputs)?;
-        if let Some(modifier) = &self.config.modifier
-            && modifier.kind() == ModifierKind::Score
-            && modifier.derivative().is_none()
-        {
-            return Err(Error::NotDifferentiable { name: modifier.name().into() });
-        }
+        self.check_cotangents(saved, cotangents, &shape)?;
         let dtype = inputs.q.dtype();
-        check_output("out", &saved.out, &shape.out(), dtype)?;
-        check_output("lse", &saved.lse, &shape.lse(), DType::F32)?;
-        if cotangents.out.shape() != shape.out() {
-            let expected = format!("{:?}", shape.out());
-            return Err(attn_core::Error::shape("d_out", expected, cotangents.out.shape()).into());
-        }
-        if cotangents.out.dtype() != dtype {
-            return Err(super::call::wrong_type("d_out", dtype.name(), cotangents.out));
-        }
-        self.check_device("d_out", cotangents.out)?;
-        if let Some(d_lse) = cotangents.lse {
-            check_output("d_lse", d_lse, &shape.lse(), DType::F32)?;
-            self.check_device("d_lse", d_lse)?;
-        }
-
         let call = self.prepare(inputs, shape)?;
         let (width_qk, width_v) = (call.q.shape()[3], call.v.shape()[3]);
         let dq_shape = [shape.batch, shape.heads, shape.queries, width_qk];
@@ -125,7 +105,9 @@ impl Attention {
             };
         } else {
             let d_out = vec4(cotangents.out, false)?;
-            let stats = self.delta(&call, saved, &d_out, cotangents.lse)?;
+            let stats = [2, shape.batch, shape.heads, shape.queries];
+            let stats = Tensor::uninit(&self.gpu, &stats, DType::F32)?;
+            self.delta_into(&call, saved, &d_out, cotangents.lse, &stats)?;
             if shape.keys > 0 {
                 self.run_queries(&call, &d_out, &stats, &dq)?;
                 self.run_keys(&call, &d_out, &stats, &dkv)?;
@@ -167,17 +149,47 @@ impl Attention {
         }
     }
 
-    /// lse and delta of every row, `[2, batch, heads, queries]`.
-    fn delta(
+    /// Checks what a backward pass gets besides the inputs, and that there is a derivative.
+    pub(crate) fn check_cotangents(
+        &self,
+        saved: &Saved,
+        cotangents: Cotangents<'_>,
+        shape: &AttentionShape,
+    ) -> Result<()> {
+        if let Some(modifier) = &self.config.modifier
+            && modifier.kind() == ModifierKind::Score
+            && modifier.derivative().is_none()
+        {
+            return Err(Error::NotDifferentiable { name: modifier.name().into() });
+        }
+        let dtype = saved.q.dtype();
+        check_output("out", &saved.out, &shape.out(), dtype)?;
+        check_output("lse", &saved.lse, &shape.lse(), DType::F32)?;
+        if cotangents.out.shape() != shape.out() {
+            let expected = format!("{:?}", shape.out());
+            return Err(attn_core::Error::shape("d_out", expected, cotangents.out.shape()).into());
+        }
+        if cotangents.out.dtype() != dtype {
+            return Err(super::call::wrong_type("d_out", dtype.name(), cotangents.out));
+        }
+        self.check_device("d_out", cotangents.out)?;
+        if let Some(d_lse) = cotangents.lse {
+            check_output("d_lse", d_lse, &shape.lse(), DType::F32)?;
+            self.check_device("d_lse", d_lse)?;
+        }
+        Ok(())
+    }
+
+    /// lse and delta of every row into `stats`, `[2, batch, heads, queries]` of f32, contiguous.
+    pub(crate) fn delta_into(
         &self,
         call: &Call,
         saved: &Saved,
         d_out: &Tensor,
         d_lse: Option<&Tensor>,
-    ) -> Result<Tensor> {
+        stats: &Tensor,
+    ) -> Result<()> {
         let shape = &call.shape;
-        let stats = [2, shape.batch, shape.heads, shape.queries];
-        let stats = Tensor::uninit(&self.gpu, &stats, DType::F32)?;
         let out = vec4(&saved.out, false)?;
         let workgroup = ops::workgroup(self.gpu.capabilities());
         let constants = storage(Constants::new().int("WORKGROUP", workgroup), call.dtype())
@@ -196,7 +208,7 @@ impl Attention {
             Ok(vec![
                 ("out", bytes(&job.window(&out, &job.heads, &tokens)?)),
                 ("d_out", bytes(&job.window(d_out, &job.heads, &tokens)?)),
-                ("lse", bytes(&stats)),
+                ("lse", bytes(stats)),
             ])
         })?;
         for job in jobs {
@@ -205,6 +217,7 @@ impl Attention {
             };
             let (o, d_o) = (window(&out)?, window(d_out)?);
             let (lse, lse_start) = saved.lse.binding();
+            let (stats_words, stats_start) = stats.binding();
             let (d_lse, d_lse_start) = match d_lse {
                 Some(d_lse) => d_lse.binding(),
                 None => (self.unused()?, 0),
@@ -222,18 +235,18 @@ impl Attention {
                 d_out: d_o.place,
                 lse_start: (lse_start + first) as u32,
                 d_lse_start: (d_lse_start + first) as u32,
-                stats_start: first as u32,
+                stats_start: (stats_start + first) as u32,
                 stats_stride: (stats.len() / 2) as u32,
             };
             let dispatch = Dispatch {
-                bindings: &[o.binding, d_o.binding, lse, d_lse, stats.binding().0],
+                bindings: &[o.binding, d_o.binding, lse, d_lse, stats_words],
                 params: bytemuck::bytes_of(&params),
                 groups: (rows as u64).div_ceil(u64::from(workgroup)),
                 work: work(&job),
             };
             kernel.dispatch(&self.gpu, &dispatch)?;
         }
-        Ok(stats)
+        Ok(())
     }
 
     fn run_queries(&self, call: &Call, d_out: &Tensor, stats: &Tensor, dq: &Tensor) -> Result<()> {

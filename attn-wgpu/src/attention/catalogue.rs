@@ -345,7 +345,9 @@ mod tests {
             mean.parts.push(full.to_tokens()?.parts.swap_remove(0));
             let attention = PlanAttention::new(gpu, Config::new().with_mask(Mask::Causal))?;
             for plan in [full, mean] {
-                attention.forward(Inputs::new(&q, &k, &v), &DevicePlan::upload(gpu, &plan)?)?;
+                let plan = DevicePlan::upload(gpu, &plan)?;
+                let (output, saved) = attention.forward_saved(Inputs::new(&q, &k, &v), &plan)?;
+                attention.backward(&saved, Cotangents { out: &output.out, lse: None })?;
             }
         }
         Ok(())
@@ -370,6 +372,10 @@ mod tests {
             "sinks",
             "plan",
             "plan_merge",
+            "plan_q",
+            "plan_kv",
+            "plan_keys",
+            "plan_stats",
         ];
         for name in kernels {
             assert!(named(&format!("attention_{name} ")) > 0, "{name}: {ran:?}");

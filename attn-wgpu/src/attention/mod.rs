@@ -1,6 +1,6 @@
 //! Fused dense attention: forward, decode with split keys, merge of partial results, backward.
 
-mod backward;
+pub(crate) mod backward;
 pub(crate) mod call;
 #[cfg(feature = "bench")]
 pub mod catalogue;
@@ -142,8 +142,8 @@ pub struct Saved {
     k: Tensor,
     v: Tensor,
     sinks: Option<Tensor>,
-    out: Tensor,
-    lse: Tensor,
+    pub(crate) out: Tensor,
+    pub(crate) lse: Tensor,
 }
 
 impl Saved {
@@ -159,7 +159,7 @@ impl Saved {
         }
     }
 
-    fn inputs(&self) -> Inputs<'_> {
+    pub(crate) fn inputs(&self) -> Inputs<'_> {
         Inputs { q: &self.q, k: &self.k, v: &self.v, sinks: self.sinks.as_ref() }
     }
 }

@@ -92,12 +92,26 @@ impl Variant {
         if rows <= few.rows as usize {
             return (few, true);
         }
-        let mut variant = Variant::forward(dim_qk, dim_v, capabilities);
-        let groups = (variant.workgroup / variant.lanes) as usize;
-        let wanted = rows.div_ceil(groups).min(variant.rows as usize) as u32;
+        (Variant::forward(dim_qk, dim_v, capabilities).at_most(rows), false)
+    }
+
+    /// The variant of the backward kernels of sparse plans for at most `rows` rows at once.
+    pub fn plan_backward(
+        dim_qk: usize,
+        dim_v: usize,
+        rows: usize,
+        capabilities: &Capabilities,
+    ) -> Variant {
+        Variant::backward(dim_qk, dim_v, capabilities).at_most(rows)
+    }
+
+    /// The same with fewer rows, where no workgroup gets as many.
+    fn at_most(mut self, rows: usize) -> Variant {
+        let groups = (self.workgroup / self.lanes) as usize;
+        let wanted = rows.div_ceil(groups).min(self.rows as usize) as u32;
         let compiled = DECODE_ROWS.into_iter().find(|&rows| rows >= wanted);
-        variant.rows = compiled.unwrap_or(variant.rows).min(variant.rows);
-        (variant, false)
+        self.rows = compiled.unwrap_or(self.rows).min(self.rows);
+        self
     }
 
     fn new(

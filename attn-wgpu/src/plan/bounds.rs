@@ -100,17 +100,30 @@ pub(super) fn bound(
         sum.pairs += (rows * pack) as f64 * all as f64;
     }
     // What the host only knows a bound of is also bounded by the room for entries.
-    if let (None, Some(part), Some(bq)) = (known, pass.part, bq) {
+    if let (None, Some(part)) = (known, pass.part) {
         let bk = match part.entries {
             DeviceEntries::Blocks { bk, .. } => u64::from(bk),
             DeviceEntries::Tokens => 1,
             _ => return sum,
         };
-        let near = if pass.near { near_keys(plan, bq) } else { 0 } as u64;
+        let near = if pass.near { near_keys(plan, bq.unwrap_or(0)) } else { 0 } as u64;
         let listed = part.capacity as u64 * bk;
         let chunks = count * (1 + near.div_ceil(chunk as u64)) + listed / chunk as u64;
-        sum.items = sum.items.min((bq * pack).div_ceil(tile) as u64 * chunks);
-        sum.pairs = sum.pairs.min((bq * pack) as f64 * (listed + count * near) as f64);
+        // Rows of a group at most, and of all.
+        let most = bq.unwrap_or(plan.shape.queries);
+        let tiles = (most * pack).div_ceil(tile) as u64;
+        let items = match &part.rows {
+            // A group of r rows and k keys has less than (r / tile + 1) (k / chunk + 1) items.
+            DeviceRows::Lists { queries, .. } => {
+                tiles * (listed / chunk as u64)
+                    + (queries * pack / tile) as u64
+                    + listed / chunk as u64
+                    + count
+            }
+            _ => tiles * chunks,
+        };
+        sum.items = sum.items.min(items);
+        sum.pairs = sum.pairs.min((most * pack) as f64 * (listed + count * near) as f64);
     }
     sum
 }
@@ -135,7 +148,7 @@ fn most_keys(plan: &DevicePlan, pass: &Pass<'_>, group: usize) -> usize {
 }
 
 /// Keys of the near part that a group of `rows` queries visits at most.
-fn near_keys(plan: &DevicePlan, rows: usize) -> usize {
+pub(super) fn near_keys(plan: &DevicePlan, rows: usize) -> usize {
     let keys = plan.shape.keys;
     let window = usize::try_from(plan.settings().window()).unwrap_or(keys).min(keys);
     let window = if window > 0 { (window + rows).min(keys) } else { 0 };

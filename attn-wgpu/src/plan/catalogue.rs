@@ -3,12 +3,15 @@
 
 use attn_core::Modifier;
 
+use super::gradients::{KEYS, PLACES, QUERIES, STATS, SUMS};
+use super::listing::{LISTED, LISTING};
 use super::round::{COST, DISPATCH, FORWARD, ITEMS, MERGE, scan_lanes};
 use crate::attention::params::{Form, storage};
 use crate::attention::variant::Variant;
 use crate::capabilities::Capabilities;
 use crate::kernel::{Constants, KernelSource};
 use crate::ops;
+use crate::select::each_constants;
 use crate::tensor::DType;
 
 type Variants = Vec<(KernelSource, Constants, String)>;
@@ -62,22 +65,84 @@ pub(crate) fn variants(capabilities: &Capabilities) -> Variants {
             &["LISTING", "TILED"],
             &["LISTING", "WEIGHTS"],
             &["LISTING", "TILED", "WEIGHTS"],
+            &["TILED", "SUMS"],
+            &["LISTING", "SUMS"],
+            &["LISTING", "TILED", "SUMS"],
         ] {
             let constants = flagged(storage(workgroup(), dtype), flags);
             list.push((MERGE, constants, format!("{}, {}", dtype.name(), flags.join(" "))));
         }
     }
+    let each = || each_constants(capabilities, 8).0;
+    for flags in passes() {
+        list.push((PLACES, flagged(each(), &flags), flags.join(" ")));
+    }
+    for rows in ROWS {
+        list.push((LISTING, flagged(each(), rows), rows.join(" ")));
+    }
+    list.push((LISTED, each(), String::new()));
+    list.push((SUMS, each(), String::new()));
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        list.push((STATS, storage(workgroup(), dtype), dtype.name().into()));
+    }
     forward(&mut list, capabilities);
+    backward(&mut list, capabilities);
     list
 }
 
-fn forward(list: &mut Variants, capabilities: &Capabilities) {
-    let modifiers = [
+/// Modifiers of both kinds.
+fn modifiers() -> [Modifier; 2] {
+    [
         Modifier::alibi(&attn_core::alibi_slopes(4)),
         Modifier::mask("near", "return f32(abs(position - key)) <= radius;")
             .with_scalar("radius", 3.0),
-    ];
-    let plain = Form { dtype: DType::F32, soft_cap: false, modifier: None, bits: false };
+    ]
+}
+
+const PLAIN: Form<'static> =
+    Form { dtype: DType::F32, soft_cap: false, modifier: None, bits: false };
+
+fn form_words(form: &Form<'_>) -> String {
+    let is_plain = form.dtype == DType::F32 && !form.soft_cap && form.modifier.is_none();
+    if is_plain { String::new() } else { format!(", {form:?}") }
+}
+
+fn backward(list: &mut Variants, capabilities: &Capabilities) {
+    let mut add = |dim, rows, form: &Form<'_>, flags: &[&str]| {
+        let variant = Variant::plan_backward(dim, dim, rows, capabilities);
+        let constants = form.constants(&variant).flag("BACKWARD", true);
+        let words = format!("{variant}, {}{}", flags.join(" "), form_words(form));
+        for source in [QUERIES, KEYS] {
+            list.push((source, flagged(constants.clone(), flags), words.clone()));
+        }
+    };
+    let blocks = ["TILED", "ENTRIES", "BLOCKS"];
+    for dim in [16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256] {
+        add(dim, 1000, &PLAIN, &blocks);
+    }
+    [1, 9, 17, 33, 64, 128].into_iter().for_each(|rows| add(64, rows, &PLAIN, &blocks));
+    for flags in passes() {
+        let mut weighted = flags.clone();
+        weighted.push("WEIGHTS");
+        [flags, weighted].iter().for_each(|flags| add(64, 1000, &PLAIN, flags));
+    }
+    for entries in [ENTRIES[1], ENTRIES[3], ENTRIES[4]] {
+        for end in [&["KEY_BIAS"][..], &["NEAR", "KEY_BIAS"]] {
+            let flags: Vec<_> = ["TILED"].iter().chain(entries).chain(end).copied().collect();
+            add(64, 1000, &PLAIN, &flags);
+        }
+    }
+    for dtype in [DType::F16, DType::BF16] {
+        add(64, 1000, &Form { dtype, ..PLAIN }, &blocks);
+    }
+    add(64, 1000, &Form { soft_cap: true, ..PLAIN }, &blocks);
+    for modifier in &modifiers() {
+        let form = Form { modifier: Some(modifier), soft_cap: true, ..PLAIN };
+        add(64, 1000, &form, &["TILED", "ENTRIES", "TOKENS", "NEAR", "KEY_BIAS"]);
+    }
+}
+
+fn forward(list: &mut Variants, capabilities: &Capabilities) {
     let mut add = |dim, rows, form: &Form<'_>, flags: &[&str]| {
         let (variant, split) = Variant::plan(dim, dim, rows, capabilities);
         let (own, biased) = match flags {
@@ -86,29 +151,28 @@ fn forward(list: &mut Variants, capabilities: &Capabilities) {
         };
         let constants = flagged(form.constants(&variant), own);
         let constants = constants.flag("SPLIT", split).flag("KEY_BIAS", biased);
-        let half = form.dtype != DType::F32 || form.soft_cap || form.modifier.is_some();
-        let form = if half { format!(", {form:?}") } else { String::new() };
-        list.push((FORWARD, constants, format!("{variant}, {}{form}", flags.join(" "))));
+        let words = format!("{variant}, {}{}", flags.join(" "), form_words(form));
+        list.push((FORWARD, constants, words));
     };
     let blocks = ["TILED", "ENTRIES", "BLOCKS"];
     for dim in [16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256] {
-        [1, 1000].into_iter().for_each(|rows| add(dim, rows, &plain, &blocks));
+        [1, 1000].into_iter().for_each(|rows| add(dim, rows, &PLAIN, &blocks));
     }
-    (1..=16).chain([24, 32, 64, 128]).for_each(|rows| add(64, rows, &plain, &blocks));
+    (1..=16).chain([24, 32, 64, 128]).for_each(|rows| add(64, rows, &PLAIN, &blocks));
     for rows in [1, 1000] {
-        passes().for_each(|flags| add(64, rows, &plain, &flags));
+        passes().for_each(|flags| add(64, rows, &PLAIN, &flags));
         for entries in [ENTRIES[1], ENTRIES[3], ENTRIES[4]] {
             for end in [&["KEY_BIAS"][..], &["NEAR", "KEY_BIAS"]] {
                 let flags: Vec<_> = ["TILED"].iter().chain(entries).chain(end).copied().collect();
-                add(64, rows, &plain, &flags);
+                add(64, rows, &PLAIN, &flags);
             }
         }
         for dtype in [DType::F16, DType::BF16] {
-            add(64, rows, &Form { dtype, ..plain.clone() }, &blocks);
+            add(64, rows, &Form { dtype, ..PLAIN }, &blocks);
         }
-        add(64, rows, &Form { soft_cap: true, ..plain.clone() }, &blocks);
-        for modifier in &modifiers {
-            let form = Form { modifier: Some(modifier), soft_cap: true, ..plain.clone() };
+        add(64, rows, &Form { soft_cap: true, ..PLAIN }, &blocks);
+        for modifier in &modifiers() {
+            let form = Form { modifier: Some(modifier), soft_cap: true, ..PLAIN };
             add(64, rows, &form, &["TILED", "ENTRIES", "TOKENS", "NEAR", "KEY_BIAS"]);
         }
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use attn_core::plan::{Combine, Near, PlanShape, Share, SparsePlan};
 
+use super::listing::device_listing;
 use super::params::blocks;
 use super::transfer::listing;
 use crate::error::Result;
@@ -194,6 +195,14 @@ impl DevicePart {
         Ok(part)
     }
 
+    /// The same, where the host knows that no group has more than so many queries, and lists no more
+    /// than so many keys (whole blocks). Executors then need less memory for partial results.
+    pub fn with_most(self, queries: usize, keys: usize) -> DevicePart {
+        let all =
+            |most: usize| Some(vec![u32::try_from(most).unwrap_or(u32::MAX); self.groups].into());
+        DevicePart { members: all(queries), keys: all(keys), ..self }
+    }
+
     /// The queries of each group.
     pub fn rows(&self) -> &DeviceRows {
         &self.rows
@@ -231,44 +240,69 @@ impl DevicePart {
 }
 
 impl DevicePlan {
-    /// A plan of parts that kernels write, each query in one group, without near part or largest
-    /// distance. One tiled part; plans of other parts come from [`DevicePlan::upload`].
+    /// A plan of one part that kernels write, each query in one group, without near part or largest
+    /// distance. For listed and ranged rows as [`DevicePlan::from_parts`].
     ///
     /// # Errors
-    /// [`attn_core::Error::Config`] where the part has not the groups that the shape asks for.
+    /// [`attn_core::Error::Config`] where the part has not the groups that the shape asks for;
+    /// allocation errors.
     pub fn new(
         shape: PlanShape,
         share: Share,
         causal: bool,
         part: DevicePart,
     ) -> Result<DevicePlan> {
+        DevicePlan::from_parts(shape, share, causal, vec![part], Combine::Single)
+    }
+
+    /// A plan of parts that kernels write, without near part or largest distance. Nothing is read back.
+    ///
+    /// Tiled rows may be written afterwards. Listed and ranged rows must have been written before, all
+    /// regions of the rows: a map from queries to groups is made of them here. What they say is not
+    /// checked: they must be canonical, and with [`Combine::Single`] no query may be in two groups.
+    /// [`DevicePart::with_most`] saves memory.
+    ///
+    /// # Errors
+    /// [`attn_core::Error::Config`] where a part has not the groups that the shape asks for, for
+    /// [`Combine::Gate`], and where there is no part; allocation errors.
+    pub fn from_parts(
+        shape: PlanShape,
+        share: Share,
+        causal: bool,
+        parts: Vec<DevicePart>,
+        combine: Combine,
+    ) -> Result<DevicePlan> {
         let host = SparsePlan::new(shape, share, causal, Vec::new());
         host.check()?;
-        let DeviceRows::Tiled { bq } = part.rows else {
-            return Err(attn_core::Error::config("rows", "tiled", "lists or ranges").into());
+        if matches!(combine, Combine::Gate(_)) {
+            return Err(attn_core::Error::config("combine", "no gates", "gates").into());
+        }
+        for part in &parts {
+            check_part(&host, part)?;
+        }
+        let Some(gpu) = parts.first().map(|part| part.words.gpu().clone()) else {
+            return Err(attn_core::Error::config("parts", "at least one", 0).into());
         };
-        let groups = host.planes() * shape.queries.div_ceil(bq as usize);
-        if part.groups != groups {
-            let expected = format!("{groups} groups");
-            return Err(attn_core::Error::config("groups", expected, part.groups).into());
-        }
-        if let DeviceEntries::Bits { bk, origin } = part.entries {
-            let words = blocks(shape.built_keys, bk, origin).div_ceil(32) * groups;
-            if part.capacity != words {
-                let expected = format!("{words} words");
-                return Err(attn_core::Error::config("capacity", expected, part.capacity).into());
-            }
-        }
-        Ok(DevicePlan {
+        let mut plan = DevicePlan {
             shape,
             causal,
             share,
             near: Near::default(),
             max_dist: None,
-            combine: Combine::Single,
-            parts: vec![part],
+            combine,
+            parts,
             listing: None,
-        })
+        };
+        if !plan.is_one_tiled_part() {
+            plan.listing = Some(device_listing(&gpu, &plan)?);
+        }
+        Ok(plan)
+    }
+
+    /// Whether there is one softmax of one tiled part, so that a query's group follows from its number.
+    fn is_one_tiled_part(&self) -> bool {
+        let one = matches!(&self.parts[..], [DevicePart { rows: DeviceRows::Tiled { .. }, .. }]);
+        one && !self.is_weighted()
     }
 
     /// The same with sinks and a window.
@@ -294,26 +328,21 @@ impl DevicePlan {
         plan.validate()?;
         let parts: Result<Vec<_>> =
             plan.parts.iter().map(|part| DevicePart::upload(gpu, plan, part)).collect();
-        let parts = parts?;
-        // One softmax of one tiled part: its group follows from the query.
-        let union = matches!(plan.combine, Combine::Single | Combine::Lse);
-        let listing = match &parts[..] {
-            [DevicePart { rows: DeviceRows::Tiled { .. }, .. }] if union => None,
-            _ => {
-                let words = listing(plan);
-                Some(Tensor::from_slice(gpu, &words, &[words.len()])?)
-            }
-        };
-        Ok(DevicePlan {
+        let mut uploaded = DevicePlan {
             shape: plan.shape,
             causal: plan.causal,
             share: plan.share,
             near: plan.near,
             max_dist: plan.max_dist,
             combine: plan.combine.clone(),
-            parts,
-            listing,
-        })
+            parts: parts?,
+            listing: None,
+        };
+        if !uploaded.is_one_tiled_part() {
+            let words = listing(plan);
+            uploaded.listing = Some(Tensor::from_slice(gpu, &words, &[words.len()])?);
+        }
+        Ok(uploaded)
     }
 
     /// Copies the plan to the host. Blocks.
@@ -363,10 +392,47 @@ impl DevicePlan {
         &self.parts
     }
 
+    /// Whether the groups of a query are softmaxes of their own.
+    pub(crate) fn is_weighted(&self) -> bool {
+        !matches!(self.combine, Combine::Single | Combine::Lse)
+    }
+
     /// The plan without its parts, on the host.
     pub(crate) fn settings(&self) -> SparsePlan {
         let mut plan = SparsePlan::new(self.shape, self.share, self.causal, Vec::new());
         (plan.near, plan.max_dist, plan.combine) = (self.near, self.max_dist, self.combine.clone());
         plan
     }
+}
+
+/// Whether a part that kernels write has the groups and the room that a plan of these settings asks for.
+fn check_part(host: &SparsePlan, part: &DevicePart) -> Result<()> {
+    let config = |arg, expected: String, got: String| -> Result<()> {
+        Err(attn_core::Error::config(arg, expected, got).into())
+    };
+    let planes = host.planes();
+    match &part.rows {
+        DeviceRows::Tiled { bq } => {
+            let groups = planes * host.shape.queries.div_ceil(*bq as usize);
+            if part.groups != groups {
+                return config("groups", format!("{groups} groups"), part.groups.to_string());
+            }
+        }
+        DeviceRows::Lists { plane_ptr, .. } | DeviceRows::Ranges { plane_ptr } => {
+            let rises = plane_ptr.first() == Some(&0)
+                && plane_ptr.last().is_some_and(|&end| end as usize == part.groups)
+                && plane_ptr.is_sorted();
+            if plane_ptr.len() != planes + 1 || !rises {
+                let expected = format!("{planes} planes of {} groups in all", part.groups);
+                return config("plane_ptr", expected, format!("{plane_ptr:?}"));
+            }
+        }
+    }
+    if let DeviceEntries::Bits { bk, origin } = part.entries {
+        let words = blocks(host.shape.built_keys, bk, origin).div_ceil(32) * part.groups;
+        if part.capacity != words {
+            return config("capacity", format!("{words} words"), part.capacity.to_string());
+        }
+    }
+    Ok(())
 }

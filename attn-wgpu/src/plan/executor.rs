@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex};
 use attn_core::AttentionShape;
 use attn_core::Mask;
 use attn_core::dense::Config;
-use attn_core::plan::Share;
+use attn_core::plan::{PlanShape, Share};
 
 use super::bounds::{Bound, MAX_PARTS, bound, grid, groups, queries};
 use super::device::DevicePlan;
 use super::params::{FAR, Pass, chunk, pack};
 use crate::attention::call::{Call, check_output};
-use crate::attention::jobs::{Job, bytes};
+use crate::attention::jobs::{Grid, Job, bytes};
 use crate::attention::variant::Variant;
 use crate::attention::{Attention, Inputs, Output};
 use crate::error::{Error, Result};
@@ -39,7 +39,7 @@ pub struct PlanAttention {
     /// recorded, since several threads may record.
     pub(super) args: Arc<Mutex<Tensor>>,
     /// Keys of a chunk, for tests.
-    chunk: Option<usize>,
+    pub(super) chunk: Option<usize>,
 }
 
 /// One call.
@@ -56,16 +56,16 @@ pub(super) struct Run<'a> {
 }
 
 impl PlanAttention {
-    /// Attention by `config` on `gpu`. The mask must be [`Mask::Full`] or [`Mask::Causal`], and say
-    /// the same as the plans: which keys are seen is their matter.
+    /// Attention by `config` on `gpu`. The mask must be [`Mask::Full`], [`Mask::Causal`] or a
+    /// [`Mask::Window`] that ends at the query, and as causal as the plans. A window takes keys away
+    /// that are farther than its left end, as [`DevicePlan::with_max_dist`] does.
     ///
     /// # Errors
     /// As [`Attention::new`], and [`attn_core::Error::Config`] for other masks.
     pub fn new(gpu: &Gpu, config: Config) -> Result<PlanAttention> {
-        if !matches!(config.mask, Mask::Full | Mask::Causal) {
-            return Err(
-                attn_core::Error::config("mask", "full or causal", config.mask.name()).into()
-            );
+        if !matches!(config.mask, Mask::Full | Mask::Causal | Mask::Window { right: 0, .. }) {
+            let expected = "full, causal or a window without keys behind the query";
+            return Err(attn_core::Error::config("mask", expected, config.mask.name()).into());
         }
         let args = Arc::new(Mutex::new(Tensor::indirect(gpu, 4 * MAX_PASSES)?));
         Ok(PlanAttention {
@@ -93,6 +93,7 @@ impl PlanAttention {
     /// As [`Attention::forward`], and [`attn_core::Error`] where the plan was made for other extents
     /// or another mask, or where there are sinks, which plans do not know.
     pub fn forward(&self, inputs: Inputs<'_>, plan: &DevicePlan) -> Result<Output> {
+        let plan = &self.masked(plan)?;
         let shape = self.check(inputs, plan)?;
         let out = Tensor::uninit(&self.gpu, &shape.out(), inputs.q.dtype())?;
         let lse = Tensor::uninit(&self.gpu, &shape.lse(), DType::F32)?;
@@ -112,6 +113,7 @@ impl PlanAttention {
         out: &Tensor,
         lse: Option<&Tensor>,
     ) -> Result<()> {
+        let plan = &self.masked(plan)?;
         let shape = self.check(inputs, plan)?;
         check_output("out", out, &shape.out(), inputs.q.dtype())?;
         let lse = match lse {
@@ -124,7 +126,22 @@ impl PlanAttention {
         self.run(inputs, plan, shape, out, &lse)
     }
 
-    fn check(&self, inputs: Inputs<'_>, plan: &DevicePlan) -> Result<AttentionShape> {
+    /// The plan without what the mask takes away.
+    pub(super) fn masked(&self, plan: &DevicePlan) -> Result<DevicePlan> {
+        let Mask::Window { left, .. } = self.config().mask else { return Ok(plan.clone()) };
+        let PlanShape { batch, heads, heads_kv, queries, keys, q_off, .. } = plan.shape;
+        // A mask's positions are those of queries at the end.
+        let aligned = PlanShape::new(batch, heads, heads_kv, queries, keys).q_off;
+        if aligned != q_off {
+            let expected = format!("{aligned} under {}", self.config().mask.name());
+            return Err(attn_core::Error::config("q_off", expected, q_off).into());
+        }
+        let left = u32::try_from(left).unwrap_or(u32::MAX);
+        let most = plan.max_dist.map_or(left, |most| most.min(left));
+        Ok(plan.clone().with_max_dist(most))
+    }
+
+    pub(super) fn check(&self, inputs: Inputs<'_>, plan: &DevicePlan) -> Result<AttentionShape> {
         let config = |arg, expected: &str, got: String| -> Error {
             attn_core::Error::config(arg, expected, got).into()
         };
@@ -140,7 +157,7 @@ impl PlanAttention {
                 format!("{wanted:?} (batch, heads, heads_kv, queries, keys) as the plan");
             return Err(attn_core::Error::shape("q, k, v", expected, &got).into());
         }
-        if plan.causal != (self.config().mask == Mask::Causal) {
+        if plan.causal != (self.config().mask != Mask::Full) {
             let (mask, causal) = (self.config().mask.name(), plan.causal);
             let got = format!("{mask}, and causal: {causal}");
             return Err(config("mask", "what the plan says", got));
@@ -194,7 +211,12 @@ impl PlanAttention {
         let chunk = self.chunk.unwrap_or_else(|| chunk(shape.keys));
         let run = Run { call: &call, plan, passes, variant, split, tile, chunk };
         self.check_steps(&run)?;
-        for job in self.rounds(&run, out, lse)? {
+        let need = Need { item_bytes: run.item_bytes(), per_pair: run.per_pair() };
+        let jobs = self.rounds(&run, &grid(plan), need, |job| {
+            let out = bytes(&job.window(out, &job.heads, &queries(plan, job))?);
+            Ok(vec![("out", out), ("lse", bytes(lse))])
+        })?;
+        for job in jobs {
             self.round(&run, &job, out, lse)?;
         }
         Ok(())
@@ -202,7 +224,7 @@ impl PlanAttention {
 
     /// Refuses loops that are too long for this device: over the keys of a chunk, and over what comes
     /// before it in a group.
-    fn check_steps(&self, run: &Run<'_>) -> Result<()> {
+    pub(super) fn check_steps(&self, run: &Run<'_>) -> Result<()> {
         let most_listed = |pass: &Pass<'_>| {
             let part = pass.part.filter(|part| {
                 matches!(
@@ -218,36 +240,53 @@ impl PlanAttention {
 
     /// Rounds whose windows fit a binding, whose work is below the cap, and whose partial results do
     /// not take too much memory.
-    fn rounds(&self, run: &Run<'_>, out: &Tensor, lse: &Tensor) -> Result<Vec<Job>> {
+    pub(super) fn rounds(
+        &self,
+        run: &Run<'_>,
+        grid: &Grid,
+        need: Need,
+        windows: impl Fn(&Job) -> Result<Vec<(&'static str, u64)>>,
+    ) -> Result<Vec<Job>> {
         let keys = 0..run.plan.shape.keys;
-        let shape = &run.call.shape;
-        let per_pair = 2.0 * (shape.dim_qk + shape.dim_v) as f64;
         let bounds = |job: &Job| {
             let copies = copies(run.plan, job).len() as u64;
             run.passes.iter().fold((0, 0.0), |(bytes, work), pass| {
                 let bound = run.bound(pass, groups(run.plan, pass, job));
                 let items = bound.items * copies;
-                (bytes + items * run.item_bytes(), work + bound.pairs * copies as f64 * per_pair)
+                (
+                    bytes + items * need.item_bytes,
+                    work + bound.pairs * copies as f64 * need.per_pair,
+                )
             })
         };
         let work = |job: &Job| match bounds(job) {
             (bytes, _) if bytes > MAX_PARTS => f64::INFINITY,
             (_, work) => work,
         };
-        Job::split(&grid(run.plan), &self.gpu, work, |job| {
-            let rows = queries(run.plan, job);
-            let mut windows = run.call.windows(job, &rows, &keys)?;
-            windows.push(("out", bytes(&job.window(out, &job.heads, &rows)?)));
-            windows.push(("lse", bytes(lse)));
-            windows.push(("partial results", bounds(job).0));
-            Ok(windows)
+        Job::split(grid, &self.gpu, work, |job| {
+            let mut all = run.call.windows(job, &queries(run.plan, job), &keys)?;
+            all.extend(windows(job)?);
+            all.push(("partial results", bounds(job).0));
+            Ok(all)
         })
     }
+}
+
+/// What one item needs: bytes of partial results, and operations for each pair of a query and a key.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Need {
+    pub(super) item_bytes: u64,
+    pub(super) per_pair: f64,
 }
 
 impl Run<'_> {
     pub(super) fn bound(&self, pass: &Pass<'_>, groups: Range<usize>) -> Bound {
         bound(self.plan, pass, groups, self.tile, self.chunk)
+    }
+
+    /// Operations of one pair of a query and a key in a forward pass.
+    pub(super) fn per_pair(&self) -> f64 {
+        2.0 * (self.call.shape.dim_qk + self.call.shape.dim_v) as f64
     }
 
     /// Bytes of one item's partial results: sums, and a vec4 of statistics for each row.

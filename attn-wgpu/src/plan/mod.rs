@@ -3,15 +3,18 @@
 //! A plan says which keys each query attends to ([`attn_core::plan`] defines it). Where it comes from
 //! does not matter here: uploaded from the host, or written by kernels that select.
 
+mod backward;
 mod bounds;
 #[cfg(feature = "bench")]
 pub(crate) mod catalogue;
 mod device;
 mod executor;
+mod gradients;
+mod listing;
 mod params;
 mod round;
-
 mod transfer;
 
+pub use self::backward::{Grads, Saved};
 pub use self::device::{DeviceEntries, DevicePart, DevicePlan, DeviceRows, Region};
 pub use self::executor::PlanAttention;

@@ -2,6 +2,7 @@
 
 use attn_core::plan::Share;
 
+use super::bounds::near_keys;
 use super::device::{DeviceEntries, DevicePart, DevicePlan, DeviceRows, Region};
 use crate::kernel::Constants;
 
@@ -96,6 +97,17 @@ impl Pass<'_> {
         let members = self.part.and_then(|part| part.members.as_ref());
         let listed = || members.and_then(|members| members.iter().max().map(|&most| most as usize));
         self.bq(plan).or_else(listed).unwrap_or(plan.shape.queries).min(plan.shape.queries)
+    }
+
+    /// The most keys that a group visits.
+    pub(super) fn most_keys(&self, plan: &DevicePlan) -> usize {
+        let near = if self.near { near_keys(plan, self.most_queries(plan)) } else { 0 };
+        let listed = match self.part.map(|part| &part.keys) {
+            Some(Some(known)) => known.iter().max().map_or(0, |&most| most as usize),
+            Some(None) => plan.shape.keys,
+            None => 0,
+        };
+        listed.saturating_add(near)
     }
 
     /// Flags of the kernels that read the groups.

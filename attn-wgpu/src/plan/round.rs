@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use attn_core::plan::{Combine, Share};
+use attn_core::plan::Share;
 
 use super::bounds::{groups, queries};
 use super::executor::{PlanAttention, Run, copies};
@@ -14,7 +14,7 @@ use crate::attention::mask_table::Side;
 use crate::attention::params::{Common, storage};
 use crate::error::Result;
 use crate::guard::lock;
-use crate::kernel::{Call as Dispatch, Constants, KernelSource};
+use crate::kernel::{Binding, Call as Dispatch, Constants, KernelSource};
 use crate::ops;
 use crate::tensor::{DType, Tensor};
 
@@ -34,26 +34,36 @@ pub(crate) const SNIPPETS: &[(&str, &str)] = &[
     snippet!("attention_arguments"),
     snippet!("attention_item"),
     snippet!("attention_absorb"),
+    snippet!("attention_pairs"),
     snippet!("plan_fields"),
     snippet!("plan_groups"),
     snippet!("plan_cursor"),
+    snippet!("plan_work"),
+    snippet!("plan_step"),
+    snippet!("plan_walk"),
+    snippet!("plan_visit"),
+    snippet!("plan_grad_fields"),
+    snippet!("plan_stats"),
+    ("each", include_str!("../../kernels/select_each.wgsl")),
 ];
 
-macro_rules! kernel {
+/// A kernel of the folder `kernels` that reads plans.
+macro_rules! plan_kernel {
     ($name:literal) => {
-        KernelSource {
+        $crate::kernel::KernelSource {
             name: $name,
             text: include_str!(concat!("../../kernels/", $name, ".wgsl")),
-            imports: SNIPPETS,
+            imports: $crate::plan::round::SNIPPETS,
         }
     };
 }
+pub(super) use plan_kernel;
 
-pub(crate) const COST: KernelSource = kernel!("plan_cost");
-pub(crate) const ITEMS: KernelSource = kernel!("plan_items");
-pub(crate) const DISPATCH: KernelSource = kernel!("plan_dispatch");
-pub(crate) const FORWARD: KernelSource = kernel!("attention_plan");
-pub(crate) const MERGE: KernelSource = kernel!("attention_plan_merge");
+pub(crate) const COST: KernelSource = plan_kernel!("plan_cost");
+pub(crate) const ITEMS: KernelSource = plan_kernel!("plan_items");
+pub(crate) const DISPATCH: KernelSource = plan_kernel!("plan_dispatch");
+pub(crate) const FORWARD: KernelSource = plan_kernel!("attention_plan");
+pub(crate) const MERGE: KernelSource = plan_kernel!("attention_plan_merge");
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -99,99 +109,180 @@ struct MergeParams {
 }
 
 /// A pass of one round: its parameters, and bounds of its work for one key head.
-struct Step {
-    geometry: Geometry,
-    items: u64,
-    pairs: f64,
+pub(super) struct Step {
+    pub(super) geometry: Geometry,
+    pub(super) items: u64,
+    pub(super) pairs: f64,
+}
+
+/// The passes of one round.
+pub(super) struct Steps {
+    pub(super) each: Vec<Step>,
+    /// Groups of all.
+    pub(super) listed: u32,
+    /// Key heads that go through every group.
+    pub(super) copies: Range<usize>,
+}
+
+impl Steps {
+    /// Words of the listing of items: offsets, total, numbers of keys.
+    pub(super) fn words(&self) -> usize {
+        2 * self.listed as usize + 1
+    }
+
+    /// Items at most.
+    pub(super) fn items(&self) -> u64 {
+        let count: u64 = self.each.iter().map(|step| step.items).sum();
+        count * self.copies.len() as u64
+    }
+}
+
+impl Run<'_> {
+    pub(super) fn steps(&self, job: &Job) -> Steps {
+        let copies = copies(self.plan, job);
+        let mut listed = 0;
+        let mut each = Vec::new();
+        for pass in &self.passes {
+            let range = groups(self.plan, pass, job);
+            let bound = self.bound(pass, range.clone());
+            let geometry = Geometry {
+                kv_count: copies.len() as u32,
+                kv_base: if self.plan.share == Share::AllHeads { copies.start as u32 } else { 0 },
+                chunk: self.chunk as u32,
+                tile: self.tile as u32,
+                first_group: range.start as u32,
+                group_count: range.len() as u32,
+                base: listed,
+                ..pass.geometry(self.plan)
+            };
+            listed += range.len() as u32;
+            each.push(Step { geometry, items: bound.items, pairs: bound.pairs });
+        }
+        for step in &mut each {
+            step.geometry.listed = listed;
+        }
+        Steps { each, listed, copies }
+    }
+}
+
+/// A kernel that goes through the items of a round.
+pub(super) struct Sweep<'a> {
+    pub(super) source: &'a KernelSource,
+    pub(super) constants: Constants,
+    pub(super) bindings: Vec<Binding>,
+    /// Which binding is the words of a part.
+    pub(super) plan: usize,
+    /// Operations for each pair of a query and a key.
+    pub(super) per_pair: f64,
+}
+
+/// Where the merged rows of a round go: the window, vec4s of a row, and log-sum-exps unless the partial
+/// results are sums.
+pub(super) struct Target<'a> {
+    pub(super) window: Window,
+    pub(super) width: usize,
+    pub(super) lse: Option<&'a Tensor>,
 }
 
 impl PlanAttention {
     pub(super) fn round(&self, run: &Run<'_>, job: &Job, out: &Tensor, lse: &Tensor) -> Result<()> {
-        let plan = run.plan;
-        let copies = copies(plan, job);
-        let mut listed = 0;
-        let mut steps = Vec::new();
-        for pass in &run.passes {
-            let range = groups(plan, pass, job);
-            let bound = run.bound(pass, range.clone());
-            let geometry = Geometry {
-                kv_count: copies.len() as u32,
-                kv_base: if plan.share == Share::AllHeads { copies.start as u32 } else { 0 },
-                chunk: run.chunk as u32,
-                tile: run.tile as u32,
-                first_group: range.start as u32,
-                group_count: range.len() as u32,
-                base: listed,
-                ..pass.geometry(plan)
-            };
-            listed += range.len() as u32;
-            steps.push(Step { geometry, items: bound.items, pairs: bound.pairs });
-        }
-        for step in &mut steps {
-            step.geometry.listed = listed;
-        }
-        let items = Tensor::uninit(&self.gpu, &[2 * listed as usize + 1], DType::U32)?;
+        let steps = run.steps(job);
+        let items = Tensor::uninit(&self.gpu, &[steps.words()], DType::U32)?;
+        let parts = self.forward_parts(run, job, &steps, &items)?;
+        let rows = queries(run.plan, job);
+        let window = bind(&job.window(out, &job.heads, &rows)?, rows.start);
+        let width = run.call.v.shape()[3] / 4;
+        let target = Target { window, width, lse: Some(lse) };
+        self.merge(run, job, &steps, (&parts, &items), target)
+    }
+
+    /// Lists the items of a round and computes the partial result of each.
+    pub(super) fn forward_parts(
+        &self,
+        run: &Run<'_>,
+        job: &Job,
+        steps: &Steps,
+        items: &Tensor,
+    ) -> Result<Tensor> {
         let args = lock(&self.args);
-        self.list_items(run, &steps, (&items, listed), &args)?;
-        let count: u64 = steps.iter().map(|step| step.items).sum();
-        let vec4s = count * copies.len() as u64 * run.item_bytes() / 16;
+        self.list_items(run, steps, items, &args)?;
+        let vec4s = steps.items() * run.item_bytes() / 16;
         let parts = Tensor::uninit(&self.gpu, &[vec4s.max(1) as usize * 4], DType::F32)?;
-        let rows = queries(plan, job);
-        let bounds = run.call.bind(job, &rows, &(0..plan.shape.keys))?;
+        let rows = queries(run.plan, job);
+        let bounds = run.call.bind(job, &rows, &(0..run.plan.shape.keys))?;
         let table = self.dense.table(run.call.shape.lengths(), run.tile, Side::Queries)?;
         let common =
             Common { total: u32::MAX, ..self.dense.common(run.call, job, &table, &bounds) };
-        let bindings = [
-            bounds.q.binding,
-            bounds.k.binding,
-            bounds.v.binding,
-            parts.binding().0,
-            // The words of a part come here.
-            items.binding().0,
-            items.binding().0,
-            table.words.binding().0,
-        ];
-        for (number, (pass, step)) in run.passes.iter().zip(&steps).enumerate() {
-            let constants =
-                pass.constants(self.dense.form(run.call.dtype()).constants(&run.variant));
+        let sweep = Sweep {
+            source: &FORWARD,
+            constants: self
+                .dense
+                .form(run.call.dtype())
+                .constants(&run.variant)
+                .flag("SPLIT", run.split),
+            bindings: vec![
+                bounds.q.binding,
+                bounds.k.binding,
+                bounds.v.binding,
+                parts.binding().0,
+                items.binding().0,
+                items.binding().0,
+                table.words.binding().0,
+            ],
+            plan: 4,
+            per_pair: run.per_pair(),
+        };
+        self.sweep(run, steps, &args, &sweep, |step| ForwardParams {
+            common,
+            geometry: step.geometry,
+        })?;
+        Ok(parts)
+    }
+
+    /// Dispatches a kernel for every pass of a round.
+    pub(super) fn sweep<P: bytemuck::Pod>(
+        &self,
+        run: &Run<'_>,
+        steps: &Steps,
+        args: &Tensor,
+        sweep: &Sweep<'_>,
+        params: impl Fn(&Step) -> P,
+    ) -> Result<()> {
+        let copies = steps.copies.len() as u64;
+        for (number, (pass, step)) in run.passes.iter().zip(&steps.each).enumerate() {
             let biased = pass.part.is_some_and(|part| part.biased);
-            let constants = constants.flag("SPLIT", run.split).flag("KEY_BIAS", biased);
-            let kernel = self.gpu.kernel(&FORWARD, constants)?;
-            let mut bindings = bindings.clone();
+            let constants = pass.constants(sweep.constants.clone()).flag("KEY_BIAS", biased);
+            let kernel = self.gpu.kernel(sweep.source, constants)?;
+            let mut bindings = sweep.bindings.clone();
             if let Some(part) = pass.part {
-                bindings[4] = part.words.binding().0;
+                bindings[sweep.plan] = part.words.binding().0;
             }
-            let copies = copies.len() as u64;
-            let params = ForwardParams { common, geometry: step.geometry };
+            let params = params(step);
             let dispatch = Dispatch {
                 bindings: &bindings,
                 params: bytemuck::bytes_of(&params),
                 groups: step.items * copies,
-                work: step.pairs
-                    * copies as f64
-                    * 2.0
-                    * (run.call.shape.dim_qk + run.call.shape.dim_v) as f64,
+                work: step.pairs * copies as f64 * sweep.per_pair,
             };
             kernel.dispatch_indirect(&self.gpu, &dispatch, &args.narrow(0, 4 * number, 3)?)?;
         }
-        drop(args);
-        let target = bind(&job.window(out, &job.heads, &rows)?, rows.start);
-        self.merge(run, job, &steps, (&parts, &items), target, lse)
+        Ok(())
     }
 
     /// The offsets of the items of each group, and the dispatch arguments of each pass.
-    fn list_items(
+    pub(super) fn list_items(
         &self,
         run: &Run<'_>,
-        steps: &[Step],
-        (items, listed): (&Tensor, u32),
+        steps: &Steps,
+        items: &Tensor,
         args: &Tensor,
     ) -> Result<()> {
         let capabilities = self.gpu.capabilities();
         let workgroup = ops::workgroup(capabilities);
         let shape = &run.plan.shape;
         let (items, _) = items.binding();
-        for (pass, step) in run.passes.iter().zip(steps) {
+        let listed = steps.listed;
+        for (pass, step) in run.passes.iter().zip(&steps.each) {
             let constants = pass.constants(Constants::new().int("WORKGROUP", workgroup));
             let words = match pass.part {
                 Some(part) => part.words.binding().0,
@@ -222,7 +313,7 @@ impl PlanAttention {
         };
         kernel.dispatch(&self.gpu, &dispatch)?;
         let kernel = self.gpu.kernel(&DISPATCH, Constants::new())?;
-        for (number, Step { geometry, .. }) in steps.iter().enumerate() {
+        for (number, Step { geometry, .. }) in steps.each.iter().enumerate() {
             let params = DispatchParams {
                 base: geometry.base,
                 behind: geometry.base + geometry.group_count,
@@ -241,14 +332,14 @@ impl PlanAttention {
         Ok(())
     }
 
-    fn merge(
+    /// Merges partial results into rows, or adds them up.
+    pub(super) fn merge(
         &self,
         run: &Run<'_>,
         job: &Job,
-        steps: &[Step],
+        Steps { each: steps, .. }: &Steps,
         (parts, items): (&Tensor, &Tensor),
-        target: Window,
-        lse: &Tensor,
+        target: Target<'_>,
     ) -> Result<()> {
         let plan = run.plan;
         let workgroup = ops::workgroup(self.gpu.capabilities());
@@ -258,7 +349,8 @@ impl PlanAttention {
         let constants = storage(Constants::new().int("WORKGROUP", workgroup), run.call.dtype())
             .flag("LISTING", listed)
             .flag("TILED", tiled.is_some())
-            .flag("WEIGHTS", !matches!(plan.combine, Combine::Single | Combine::Lse));
+            .flag("SUMS", target.lse.is_none())
+            .flag("WEIGHTS", target.lse.is_some() && run.plan.is_weighted());
         let kernel = self.gpu.kernel(&MERGE, constants)?;
         let number = |step: &Step| step.geometry.base.wrapping_sub(step.geometry.first_group);
         let (listing, part_base) = match &plan.listing {
@@ -284,9 +376,12 @@ impl PlanAttention {
         };
         let rows: Range<usize> = queries(plan, job);
         let [_, heads, queries] = run.call.shape.lse();
-        let (lse, lse_start) = lse.binding();
+        let (lse, lse_start) = match target.lse {
+            Some(lse) => lse.binding(),
+            None => (self.dense.unused()?, 0),
+        };
         let row_count = job.planes() * rows.len();
-        let dim_v = run.call.v.shape()[3] / 4;
+        let dim_v = target.width;
         let params = MergeParams {
             dim_v: dim_v as u32,
             heads: job.heads.len() as u32,
@@ -297,7 +392,7 @@ impl PlanAttention {
             first_head: job.heads.start as u32,
             queries: queries as u32,
             keys: plan.shape.keys as u32,
-            out: target.place,
+            out: target.window.place,
             lse: [
                 (lse_start + (job.batch.start * heads + job.heads.start) * queries) as u32,
                 (heads * queries) as u32,
@@ -310,7 +405,7 @@ impl PlanAttention {
             bindings: &[
                 parts.binding().0,
                 items.binding().0,
-                target.binding,
+                target.window.binding,
                 lse,
                 listing,
                 part_base,

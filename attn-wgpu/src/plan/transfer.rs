@@ -150,12 +150,16 @@ fn counts(plan: &SparsePlan, entries: &Entries, groups: usize) -> Vec<u32> {
     }
 }
 
+/// No gate.
+const NO_GATE: u32 = u32::MAX;
+
 /// Where each query of each plane is listed: offsets `[planes * queries + 1]`, then for each place
-/// part, group, row in the group, rows of the group, and the bits of the logarithm of the group's
-/// weight, NaN for its log-sum-exp; by rising part and group.
+/// part, group, row in the group, rows of the group, the bits of the logarithm of the group's weight,
+/// NaN for its log-sum-exp, and the number of that weight among all gates; by rising part and group.
 pub(super) fn listing(plan: &SparsePlan) -> Vec<u32> {
     let queries = plan.shape.queries;
-    let mut places: Vec<Vec<[u32; 5]>> = vec![Vec::new(); plan.planes() * queries];
+    let mut places: Vec<Vec<[u32; 6]>> = vec![Vec::new(); plan.planes() * queries];
+    let mut gate = 0;
     for (number, part) in plan.parts.iter().enumerate() {
         let gates = match &plan.combine {
             Combine::Gate(gates) => gates[number].as_deref(),
@@ -167,12 +171,21 @@ pub(super) fn listing(plan: &SparsePlan) -> Vec<u32> {
             for (group, members) in groups_of(&part.rows, plane, queries) {
                 let count = members.len() as u32;
                 for (row, query) in members.into_iter().enumerate() {
-                    let weight = match &mut gates {
-                        Some(gates) => gates.next().copied().unwrap_or(own),
-                        None => own,
+                    let (weight, gate) = match gates.as_mut().and_then(Iterator::next) {
+                        Some(weight) => {
+                            gate += 1;
+                            (*weight, gate - 1)
+                        }
+                        None => (own, NO_GATE),
                     };
-                    let place = [number as u32, group as u32, row as u32, count, weight.to_bits()];
-                    places[plane * queries + query].push(place);
+                    places[plane * queries + query].push([
+                        number as u32,
+                        group as u32,
+                        row as u32,
+                        count,
+                        weight.to_bits(),
+                        gate,
+                    ]);
                 }
             }
         }

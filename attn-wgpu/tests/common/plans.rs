@@ -1,11 +1,15 @@
 //! Attention over sparse plans, run and judged.
 
 use attn_core::Mask;
-use attn_core::dense::Config;
+use attn_core::dense::{self, Config};
+use attn_core::ndarray::Array;
 use attn_core::plan::{self, Entries, Part, PlanShape, Rows, Share, SparsePlan};
-use attn_core::testing::{Budget, HostInputs, bits, compare, simple_plan_f32};
+use attn_core::testing::{
+    Budget, HostInputs, bits, compare, simple_plan_f32, simple_plan_f32_backward,
+};
+use attn_wgpu::attention::Cotangents;
 use attn_wgpu::plan::{DevicePlan, PlanAttention};
-use attn_wgpu::{DType, Gpu};
+use attn_wgpu::{DType, Gpu, Tensor};
 
 use super::{Result32, Uploaded, download};
 
@@ -105,4 +109,105 @@ pub fn blocks(
     }
     let part = Part::new(Rows::Tiled { bq }, Entries::Blocks { bk, origin: 0, row_ptr, col });
     SparsePlan::new(shape, share, causal, vec![part]).canonicalise().unwrap()
+}
+
+/// Gradients on the host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlanGrads {
+    pub dq: Vec<f32>,
+    pub dk: Vec<f32>,
+    pub dv: Vec<f32>,
+    pub d_gates: Vec<Option<Vec<f32>>>,
+}
+
+/// Gradients on a device, in f32.
+pub fn gradients(
+    gpu: &Gpu,
+    inputs: &HostInputs,
+    plan: &SparsePlan,
+    config: &Config,
+    (d_out, d_lse): (&[f32], Option<&[f32]>),
+) -> PlanGrads {
+    let attention = PlanAttention::new(gpu, config.clone()).unwrap();
+    let plan = DevicePlan::upload(gpu, plan).unwrap();
+    gradients_with(&attention, gpu, inputs, &plan, (d_out, d_lse))
+}
+
+pub fn gradients_with(
+    attention: &PlanAttention,
+    gpu: &Gpu,
+    inputs: &HostInputs,
+    plan: &DevicePlan,
+    (d_out, d_lse): (&[f32], Option<&[f32]>),
+) -> PlanGrads {
+    let uploaded = Uploaded::new(gpu, inputs).unwrap();
+    let (_, saved) = attention.forward_saved(uploaded.view(), plan).unwrap();
+    let out = Tensor::from_slice(gpu, d_out, &inputs.shape.out()).unwrap();
+    let lse = d_lse.map(|d| Tensor::from_slice(gpu, d, &inputs.shape.lse()).unwrap());
+    let cotangents = Cotangents { out: &out, lse: lse.as_ref() };
+    let grads = attention.backward(&saved, cotangents).unwrap();
+    PlanGrads {
+        dq: grads.dq.to_vec().unwrap(),
+        dk: grads.dk.to_vec().unwrap(),
+        dv: grads.dv.to_vec().unwrap(),
+        d_gates: grads
+            .d_gates
+            .iter()
+            .map(|gates| gates.as_ref().map(|gates| gates.to_vec().unwrap()))
+            .collect(),
+    }
+}
+
+/// Holds gradients to the error budget.
+pub fn judge_gradients(
+    inputs: &HostInputs,
+    plan: &SparsePlan,
+    config: &Config,
+    (d_out, d_lse): (&[f32], Option<&[f32]>),
+    got: &PlanGrads,
+) -> Result<(), String> {
+    let text = |error: attn_core::Error| error.to_string();
+    let arrays = inputs.to_f64().map_err(text)?;
+    let output = plan::forward(arrays.view(), plan, config).map_err(text)?;
+    let wide = |data: &[f32]| data.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
+    let out = Array::from_shape_vec(inputs.shape.out(), wide(d_out)).unwrap();
+    let lse = d_lse.map(|d| Array::from_shape_vec(inputs.shape.lse(), wide(d)).unwrap());
+    let cotangents = dense::Cotangents { out: out.view(), lse: lse.as_ref().map(|lse| lse.view()) };
+    let want = plan::backward(arrays.view(), plan, config, cotangents).map_err(text)?;
+    let simple = simple_plan_f32_backward(inputs, plan, config, d_out, d_lse).map_err(text)?;
+    let budget = Budget::for_output(&output);
+    // Rounding of dim_v products, times what a gradient multiplies it with.
+    let largest = |data: &[f32]| data.iter().fold(0_f32, |most, x| most.max(x.abs()));
+    let others = largest(&inputs.q).max(largest(&inputs.k));
+    let products = inputs.shape.dim_v as f32 * largest(d_out) * largest(&inputs.v);
+    let rounding = f32::EPSILON * products * others;
+    let check = |name: &str, got: &[f32], simple: &[f32], want: Vec<f64>| {
+        // A budget relative to 0 admits nothing, but `d_out . v - delta` only rounds to 0.
+        let is_zero = want.iter().all(|&x| x.abs() <= 1e-9 * f64::from(rounding));
+        if is_zero && got.iter().all(|x| x.abs() <= rounding) {
+            return Ok(());
+        }
+        budget.check(name, got, simple, &want).map(|_| ())
+    };
+    check("dq", &got.dq, &simple.dq, want.dq.iter().copied().collect())?;
+    check("dk", &got.dk, &simple.dk, want.dk.iter().copied().collect())?;
+    check("dv", &got.dv, &simple.dv, want.dv.iter().copied().collect())?;
+    if got.d_gates.len() != want.d_gates.len() {
+        return Err(format!("{} parts with gates", got.d_gates.len()));
+    }
+    for (got, want) in got.d_gates.iter().zip(&want.d_gates) {
+        let (got, want) = match (got, want) {
+            (Some(got), Some(want)) => (got, want),
+            (None, None) => continue,
+            other => return Err(format!("gates {other:?}")),
+        };
+        // A difference of sums of dim_v products, to which a few roundings each are allowed.
+        let size = want.iter().fold(1.0_f64, |most, x| most.max(x.abs()));
+        let bound = 64.0 * f64::from(f32::EPSILON) * size * (1.0 + budget.logits);
+        let error = compare(got, want).max_abs;
+        if error > bound {
+            return Err(format!("gates: {error} above {bound}"));
+        }
+    }
+    Ok(())
 }
