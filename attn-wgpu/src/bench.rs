@@ -4,9 +4,13 @@
 mod kernels;
 mod plans;
 mod rows;
+#[cfg(feature = "criterion")]
+mod timed;
 
 pub use kernels::{Deviation, KernelCase, PreparedKernel, kernel_cases};
 pub use plans::{RandomPlan, reference_on_plan, simple_on_plan};
+#[cfg(feature = "criterion")]
+pub use timed::{Timed, with_criterion};
 
 use attn_core::dense::{self, Config};
 use attn_core::ndarray::Array4;

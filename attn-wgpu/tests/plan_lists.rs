@@ -7,9 +7,7 @@ use attn_core::testing::{HostInputs, bits};
 use attn_wgpu::plan::{DeviceEntries, DevicePart, DevicePlan, DeviceRows, PlanAttention, Region};
 use attn_wgpu::select::{Wanted, gather_lists, top_k_rows};
 use attn_wgpu::{Gpu, Tensor, ops};
-use common::plans::{
-    blocks, config, gradients, gradients_with, judge, judge_gradients, run,
-};
+use common::plans::{blocks, config, gradients, gradients_with, judge, judge_gradients, run};
 use common::{Result32, Uploaded, cotangents, gpu, normal, shape};
 
 /// Results and gradients under a plan on the device and under the same from the host: bit for bit, where
