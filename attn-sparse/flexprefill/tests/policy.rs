@@ -94,6 +94,25 @@ fn everything_selected_is_the_models_own_attention() {
     }
 }
 
+/// Keys, values and queries in half precision, with a factor of `q.k` that selection is told.
+#[test]
+fn caches_in_half_precision() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../attn-model/tests/data/models");
+    let Some(gpu) = gpu() else { return };
+    let options = Options::exact().with_cache(attn_model::DType::F16);
+    let model = Model::load(&gpu, &folder.join("tiny-gemma2"), options).unwrap();
+    let ids = text(TOKENS);
+    let expected = logits(&mut model.session(TOKENS).unwrap(), &ids, Pass::new());
+    let run = |config: Config| {
+        let mut session = begin(&model, FlexPrefillPolicy::new(config));
+        largest_difference(&in_parts(&mut session, &ids, &PARTS), &expected)
+    };
+    // Outputs are rounded to f16, here and there: tolerance of attn-model for that.
+    let far = run(small().with_gamma(1.5));
+    assert!(far <= 2e-2, "{far:e}");
+    assert!(run(sparse()).is_finite());
+}
+
 /// Lets the policy attend, and holds its results to the reference in f64.
 #[derive(Debug, Clone)]
 struct Judged {
