@@ -39,12 +39,16 @@ use self::kernels::{NORM, Run};
 use crate::Config;
 use crate::reference::VARIANCE_EPSILON;
 
+/// Bytes of probabilities at once, where they are stored.
+const PART_BYTES: usize = 32 << 20;
+
 /// The paper's layer on a device.
 #[derive(Debug, Clone)]
 pub struct Routing {
     gpu: Gpu,
     config: Config,
     dense: Attention,
+    part_bytes: usize,
 }
 
 /// What [`Routing::forward`] computes.
@@ -106,7 +110,14 @@ impl Routing {
         config.validate()?;
         let mask = if config.causal { Mask::Causal } else { Mask::Full };
         let dense = Dense::new().with_mask(mask).with_scale(config.scale);
-        Ok(Routing { gpu: gpu.clone(), config, dense: Attention::new(gpu, dense)? })
+        let dense = Attention::new(gpu, dense)?;
+        Ok(Routing { gpu: gpu.clone(), config, dense, part_bytes: PART_BYTES })
+    }
+
+    /// The same with so many bytes of probabilities at once, where they are stored: for tests.
+    #[doc(hidden)]
+    pub fn with_part_bytes(self, part_bytes: usize) -> Routing {
+        Routing { part_bytes, ..self }
     }
 
     /// The parameters.
@@ -225,8 +236,7 @@ impl Routing {
         if tokens.extents.is_empty() || shape.dim_v == 0 {
             return Ok((Tensor::zeros(&self.gpu, &shape.out(), DType::F32)?, None));
         }
-        let (way, scale) = (self.way(&shape, routes), self.config.scale);
-        let clusters = Clusters::attend(tokens, routes, way, &self.dense, scale)?;
+        let clusters = Clusters::attend(tokens, routes, self.way(&shape, routes), self)?;
         let out = clusters.combine(routes, self.config.epsilon)?.narrow(3, 0, shape.dim_v)?;
         Ok((ops::convert(&out, tokens.dtype)?, Some(clusters)))
     }

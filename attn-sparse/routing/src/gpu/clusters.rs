@@ -9,12 +9,9 @@ use std::ops::Range;
 use attn_wgpu::attention::{self, Attention, Inputs};
 use attn_wgpu::{DType, Gpu, Result, Tensor};
 
-use super::Tokens;
 use super::kernels::{GATHER, LIMITS, LOGITS, MIX, MIX_KEYS, Run, SOFTMAX, SUM};
 use super::routes::{Routes, Slots};
-
-/// Bytes of probabilities at once.
-const MAX_BYTES: usize = 32 << 20;
+use super::{Routing, Tokens};
 
 /// Groups of four elements that an invocation moves, as in the kernels.
 const EACH: usize = 4;
@@ -57,8 +54,7 @@ impl Clusters {
         tokens: &Tokens,
         routes: &Routes,
         way: Way,
-        dense: &Attention,
-        scale: f64,
+        layer: &Routing,
     ) -> Result<Clusters> {
         let key_rows = routes.key_rows()?;
         let extents = &routes.extents;
@@ -71,12 +67,12 @@ impl Clusters {
         let v = gathered(&tokens.v, &key_rows, shape, None)?;
         let found = match way {
             Way::Dense => {
-                let (output, saved) = dense.forward_saved(Inputs::new(&q, &k, &v))?;
+                let (output, saved) = layer.dense.forward_saved(Inputs::new(&q, &k, &v))?;
                 Found::Dense(output.out, Box::new(saved))
             }
             Way::Limits { causal } => {
                 let limits = limits(&routes.queries, &routes.keys, causal)?;
-                let limited = Limited::new(&limits, &q, &k, scale as f32);
+                let limited = Limited::new(&limits, &q, &k, layer);
                 Found::Limits(limited.forward(&q, &k, &v)?, limited)
             }
         };
@@ -218,19 +214,27 @@ pub(super) struct Limited {
     rows: usize,
     keys: usize,
     scale: f32,
+    /// Bytes of probabilities at once.
+    part_bytes: usize,
 }
 
 impl Limited {
-    pub(super) fn new(limits: &Tensor, q: &Tensor, k: &Tensor, scale: f32) -> Limited {
-        let clusters = q.shape()[0] * q.shape()[1];
-        let (rows, keys) = (q.shape()[2], k.shape()[2]);
-        Limited { gpu: q.gpu().clone(), limits: limits.clone(), clusters, rows, keys, scale }
+    pub(super) fn new(limits: &Tensor, q: &Tensor, k: &Tensor, layer: &Routing) -> Limited {
+        Limited {
+            gpu: q.gpu().clone(),
+            limits: limits.clone(),
+            clusters: q.shape()[0] * q.shape()[1],
+            rows: q.shape()[2],
+            keys: k.shape()[2],
+            scale: layer.config.scale as f32,
+            part_bytes: layer.part_bytes,
+        }
     }
 
     /// Clusters whose probabilities are stored at a time.
     fn parts(&self) -> Vec<Range<usize>> {
         let bytes = 4 * self.rows * self.keys.next_multiple_of(4);
-        let each = (MAX_BYTES / bytes.max(1)).max(1);
+        let each = (self.part_bytes / bytes.max(1)).max(1);
         let starts = (0..self.clusters).step_by(each);
         starts.map(|start| start..(start + each).min(self.clusters)).collect()
     }

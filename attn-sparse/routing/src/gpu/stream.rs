@@ -183,8 +183,7 @@ impl Routing {
         let (planes, clusters) = (batch * heads, self.config.clusters);
         let q = tokens.q.narrow(2, at, 1)?.expand(&[batch, heads, clusters, dim])?;
         let q = q.contiguous()?.reshape(&[planes, clusters, 1, dim])?;
-        let scale = self.config.scale as f32;
-        let limited = Limited::new(&as_query.limits, &q, &state.k, scale);
+        let limited = Limited::new(&as_query.limits, &q, &state.k, self);
         let found = limited.forward(&q, &state.k, &state.v)?;
         self.average(&found, &as_query.limits, at, out)
     }

@@ -46,10 +46,22 @@ fn sizes_around_tiles_and_of_few() {
         let mut own = causal(clusters, window);
         own.shared_qk = false;
         for config in [bidirectional(clusters, window), causal(clusters, window), own] {
-            cases.push(Case::new(seed, tokens, [8, 8], config));
+            let dims = if seed % 2 == 0 { [4, 4] } else { [8, 8] };
+            cases.push(Case::new(seed, tokens, dims, config));
         }
     }
     run(cases);
+}
+
+/// Many tiles of everything, by both ways. Logits reach 64, as in the paper.
+#[test]
+fn one_long_text() {
+    let mut own = causal(9, 61);
+    own.shared_qk = false;
+    run(vec![
+        Case { strided: true, ..Case::new(1, 515, [64, 64], causal(9, 61).with_scale(1.0)) },
+        Case::new(3, 515, [64, 48], own),
+    ]);
 }
 
 #[test]
@@ -61,6 +73,7 @@ fn padding_strides_and_shared_heads() {
         Case { padding: Some(7), batch: 3, ..Case::new(1, 21, [8, 8], bidirectional(3, 6)) },
         // Fewer tokens than the window, and none at all.
         Case { padding: Some(17), batch: 2, ..Case::new(2, 21, [8, 8], own.clone()) },
+        Case { padding: Some(17), batch: 2, ..Case::new(8, 21, [8, 8], bidirectional(3, 6)) },
         Case { padding: Some(21), batch: 2, ..Case::new(3, 21, [8, 8], causal(3, 6)) },
         Case { padding: Some(0), ..Case::new(4, 21, [8, 8], causal(3, 30)) },
         grouped(Case { batch: 2, ..Case::new(5, 18, [8, 4], bidirectional(3, 6)) }, 2),

@@ -51,6 +51,27 @@ fn runs_and_neighbours_change_no_bit() {
     }
 }
 
+/// Probabilities are stored for some clusters at a time; how many makes no difference.
+#[test]
+fn parts_change_no_bit() {
+    let Some(gpu) = gpu() else { return };
+    let shape = [2, 2, 33, 8];
+    let [q, k, v, d] = [0, 1, 2, 3].map(|stream| upload(&gpu, &tensor(26, stream, shape)));
+    let means = Centroids::upload(&gpu, &centroids(26, 2, 5, 8)).unwrap();
+    let layer = Routing::new(&gpu, Config::new(5, 9).with_shared_qk(false)).unwrap();
+    let run = |layer: &Routing| {
+        let inputs = Inputs::new(&q, &k, &v);
+        let (output, saved) = layer.forward_saved(inputs, None, &means).unwrap();
+        let grads = layer.backward(&saved, Cotangents { out: &d }).unwrap();
+        [output.out, grads.dq, grads.dk, grads.dv].map(|x| bits(&x))
+    };
+    let whole = run(&layer);
+    // One cluster, and three of 9 queries by 12 keys.
+    for bytes in [1, 3 * 9 * 12 * 4] {
+        assert_eq!(run(&layer.clone().with_part_bytes(bytes)), whole, "{bytes}");
+    }
+}
+
 /// Values that no centroid took, and padding, may be NaN.
 #[test]
 fn what_is_not_chosen_is_not_read() {
@@ -92,6 +113,29 @@ fn what_is_not_chosen_is_not_read() {
     }
 }
 
+/// A cotangent reaches only what its token sees.
+#[test]
+fn cotangents_do_not_go_ahead() {
+    let Some(gpu) = gpu() else { return };
+    let shape = [1, 1, 30, 8];
+    let [q, k, v, mut d] = [0, 1, 2, 3].map(|stream| tensor(27, stream, shape));
+    let [q, k, v] = [q, k, v].map(|x| upload(&gpu, &x));
+    let means = Centroids::upload(&gpu, &centroids(27, 1, 3, 8)).unwrap();
+    d.slice_mut(s![0, 0, ..12, ..]).fill(f64::NAN);
+    let d = upload(&gpu, &d);
+    for shared in [true, false] {
+        let layer = Routing::new(&gpu, Config::new(3, 14).with_shared_qk(shared)).unwrap();
+        let inputs = Inputs::new(&q, &k, &v);
+        let (_, saved) = layer.forward_saved(inputs, None, &means).unwrap();
+        let grads = layer.backward(&saved, Cotangents { out: &d }).unwrap();
+        for grad in [&grads.dq, &grads.dk, &grads.dv] {
+            let late = grad.narrow(2, 12, 18).unwrap().to_vec::<f32>().unwrap();
+            assert!(late.iter().all(|x| x.is_finite()), "shared {shared}");
+        }
+        assert!(grads.dv.to_vec::<f32>().unwrap().iter().any(|x| x.is_nan()));
+    }
+}
+
 #[test]
 fn a_token_that_is_not_a_number_stays_alone() {
     let Some(gpu) = gpu() else { return };
@@ -104,6 +148,13 @@ fn a_token_that_is_not_a_number_stays_alone() {
     let output = layer.forward(Inputs::new(&q, &q, &v), None, &means).unwrap();
     assert_eq!(output.routes.read().unwrap().counts[[0, 0, 7]], 0);
     assert!(output.out.to_vec::<f32>().unwrap().iter().all(|x| x.is_finite()));
+    // Padding is below even that: five tokens for five places.
+    let valid: Vec<u32> = (0..20).map(|token| u32::from((5..10).contains(&token))).collect();
+    let valid = Tensor::from_slice(&gpu, &valid, &[1, 20]).unwrap();
+    let routes = layer.route(Inputs::new(&q, &q, &v), Some(&valid), &means).unwrap();
+    for list in routes.read().unwrap().queries.iter().flatten() {
+        assert_eq!(list, &[5, 6, 7, 8, 9]);
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use attn_routing::reference::{Inputs, forward};
 use attn_routing::{Centroids, Config, Gpu, Routing, State, Tensor};
 use attn_wgpu::testing::gpu;
-use ndarray::{Array4, s};
+use ndarray::{Array4, Axis, s};
 
 use crate::support::{centroids, close, download, tensor, upload};
 
@@ -53,6 +53,32 @@ fn smoke_a_stream_is_its_prefixes() {
             start += len;
         }
         assert_eq!((state.len(), state.bytes(), state.is_empty()), (64, bytes, false));
+    }
+}
+
+/// Of tokens that are equally near, the earlier ones stay.
+#[test]
+fn equal_tokens_come_in_order() {
+    let Some(gpu) = gpu() else { return };
+    let rows: Vec<usize> = (0..24).map(|token| token * token % 5 % 3).collect();
+    let q = tensor(13, 0, [1, 2, 3, 8]).select(Axis(2), &rows);
+    let v = tensor(13, 2, [1, 2, 24, 8]);
+    let config = Config::new(3, 4).with_scale(0.5);
+    let means = centroids(13, 2, 3, 8);
+    let on_means = Centroids::upload(&gpu, &means).unwrap();
+    let layer = Routing::new(&gpu, config.clone()).unwrap();
+    let mut state = layer.state(1, 2, 8, 8).unwrap();
+    let all = [q.clone(), q, v];
+    let out = download(&decode(&gpu, &layer, &mut state, &on_means, &all, (0, 24)));
+    for end in 1..=24 {
+        let [q, k, v] = all.each_ref().map(|x| part(x, 0, end));
+        let inputs = Inputs::new(q.view(), k.view(), v.view());
+        let want = forward(inputs, None, &means, &config).unwrap();
+        close("stream", &part(&out, end - 1, end), &part(&want.out, end - 1, end), 1e-5);
+        let [q, k, v] = [q, k, v].map(|x| upload(&gpu, &x));
+        let inputs = attn_routing::Inputs::new(&q, &k, &v);
+        let routes = layer.route(inputs, None, &on_means).unwrap();
+        assert_eq!(routes.read().unwrap(), want.routes, "{end}");
     }
 }
 
