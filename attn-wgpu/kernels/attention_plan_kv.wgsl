@@ -158,9 +158,18 @@ fn attention_plan_kv(
   let v_start = params.v_start + batch * params.v_batch + head_kv * params.v_head;
   // Keys beyond the last repeat it and are not stored. Lanes beyond a dimension multiply by zero.
   let own_first = first + lane / LANES * ROWS;
+  var cursor = cursor_at(work.group, min(own_first, last));
   #unroll
   for (var r = 0u; r < ROWS; r++) {
-    visits[r] = visit_at(work.group, members, listed, min(own_first + r, last));
+    visits[r] = entry_visit(&cursor);
+#ifdef NEAR
+    if min(own_first + r, last) >= listed {
+      visits[r] = near_visit(members, min(own_first + r, last) - listed);
+    }
+#endif
+    if own_first + r < last {
+      advance(&cursor, 1u);
+    }
     let key = min(visits[r].key, params.keys - 1u);
     let k_at = k_start + key * params.k_token;
     let v_at = v_start + key * params.v_token;

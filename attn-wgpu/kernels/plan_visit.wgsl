@@ -21,29 +21,41 @@ fn visited_keys(members: Members, listed: u32) -> u32 {
   return count;
 }
 
-fn visit_at(group: u32, members: Members, listed: u32, number: u32) -> Visit {
+// The key of a cursor in the group's entries.
+fn entry_visit(cursor: ptr<function, Cursor>) -> Visit {
   var visit: Visit;
+  visit.key = key_at(cursor);
+  visit.phase = EXPLICIT;
+#ifdef KEY_BIAS
+  visit.bias = bitcast<f32>(plan[params.at_bias + (*cursor).entry]);
+#endif
+  return visit;
+}
+
+#ifdef NEAR
+// The key with this number in the near part.
+fn near_visit(members: Members, number: u32) -> Visit {
+  var visit: Visit;
+  let sinks = hull_of(SINKS, members, 0u, members.count - 1u);
+  let window = hull_of(WINDOW, members, 0u, members.count - 1u);
+  let count = sinks.y - sinks.x;
+  if number < count {
+    visit.key = sinks.x + number;
+    visit.phase = SINKS;
+  } else {
+    visit.key = window.x + number - count;
+    visit.phase = WINDOW;
+  }
+  return visit;
+}
+#endif
+
+fn visit_at(group: u32, members: Members, listed: u32, number: u32) -> Visit {
 #ifdef NEAR
   if number >= listed {
-    let sinks = hull_of(SINKS, members, 0u, members.count - 1u);
-    let window = hull_of(WINDOW, members, 0u, members.count - 1u);
-    let count = sinks.y - sinks.x;
-    let near = number - listed;
-    if near < count {
-      visit.key = sinks.x + near;
-      visit.phase = SINKS;
-    } else {
-      visit.key = window.x + near - count;
-      visit.phase = WINDOW;
-    }
-    return visit;
+    return near_visit(members, number - listed);
   }
 #endif
   var cursor = cursor_at(group, number);
-  visit.key = key_at(&cursor);
-  visit.phase = EXPLICIT;
-#ifdef KEY_BIAS
-  visit.bias = bitcast<f32>(plan[params.at_bias + cursor.entry]);
-#endif
-  return visit;
+  return entry_visit(&cursor);
 }

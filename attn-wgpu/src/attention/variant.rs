@@ -38,6 +38,9 @@ const MAX_ACCESSES_BACKWARD: u32 = 160;
 /// Numbers of rows that decode kernels are compiled for; others run in the next larger one.
 const DECODE_ROWS: [u32; 6] = [1, 2, 3, 4, 6, 8];
 
+/// The same for the backward kernels of sparse plans; others run with all rows.
+const PLAN_BACKWARD_ROWS: [u32; 2] = [1, 4];
+
 /// Keys are split over workgroups up to this many queries.
 pub(crate) const FEW_QUERIES: usize = 8;
 
@@ -92,7 +95,8 @@ impl Variant {
         if rows <= few.rows as usize {
             return (few, true);
         }
-        (Variant::forward(dim_qk, dim_v, capabilities).at_most(rows), false)
+        let variant = Variant::forward(dim_qk, dim_v, capabilities);
+        (variant.at_most(rows, &DECODE_ROWS), false)
     }
 
     /// The variant of the backward kernels of sparse plans for at most `rows` rows at once.
@@ -102,15 +106,15 @@ impl Variant {
         rows: usize,
         capabilities: &Capabilities,
     ) -> Variant {
-        Variant::backward(dim_qk, dim_v, capabilities).at_most(rows)
+        Variant::backward(dim_qk, dim_v, capabilities).at_most(rows, &PLAN_BACKWARD_ROWS)
     }
 
-    /// The same with fewer rows, where no workgroup gets as many.
-    fn at_most(mut self, rows: usize) -> Variant {
+    /// The same with fewer rows, where no workgroup gets as many: one of `compiled`, or all.
+    fn at_most(mut self, rows: usize, compiled: &[u32]) -> Variant {
         let groups = (self.workgroup / self.lanes) as usize;
         let wanted = rows.div_ceil(groups).min(self.rows as usize) as u32;
-        let compiled = DECODE_ROWS.into_iter().find(|&rows| rows >= wanted);
-        self.rows = compiled.unwrap_or(self.rows).min(self.rows);
+        let compiled = compiled.iter().find(|&&rows| rows >= wanted);
+        self.rows = compiled.map_or(self.rows, |&rows| rows.min(self.rows));
         self
     }
 
@@ -255,7 +259,9 @@ mod tests {
                         assert!(split || variant.rows == 1 || variant.tile() < 2 * rows, "{case}");
                     }
                     let plans = plans.map(|(_, (variant, _))| variant);
-                    for variant in decodes.into_iter().chain(plans).chain([forward, backward]) {
+                    let few = Variant::plan_backward(dim_qk, dim_v, 7, &capabilities);
+                    let kinds = [forward, backward, few];
+                    for variant in decodes.into_iter().chain(plans).chain(kinds) {
                         let case = format!("{dim_qk} {dim_v} {variant:?} {capabilities:?}");
                         assert!(
                             variant.dim_qk as usize >= dim_qk && variant.dim_v as usize >= dim_v,

@@ -3,9 +3,11 @@
 
 use attn_core::Modifier;
 
-use super::gradients::{KEYS, PLACES, QUERIES, STATS, SUMS};
+use super::gradients::{KEYS, PLACES, QUERIES, SUMS};
+use super::group_stats::STATS;
 use super::listing::{LISTED, LISTING};
-use super::round::{COST, DISPATCH, FORWARD, ITEMS, MERGE, scan_lanes};
+use super::merge::MERGE;
+use super::round::{COST, DISPATCH, FORWARD, ITEMS, scan_lanes};
 use crate::attention::params::{Form, storage};
 use crate::attention::variant::Variant;
 use crate::capabilities::Capabilities;
@@ -74,14 +76,15 @@ pub(crate) fn variants(capabilities: &Capabilities) -> Variants {
         }
     }
     let each = || each_constants(capabilities, 8).0;
+    let each_long = || each_constants(capabilities, 1).0;
     for flags in passes() {
-        list.push((PLACES, flagged(each(), &flags), flags.join(" ")));
+        list.push((PLACES, flagged(each_long(), &flags), flags.join(" ")));
     }
     for rows in ROWS {
         list.push((LISTING, flagged(each(), rows), rows.join(" ")));
     }
     list.push((LISTED, each(), String::new()));
-    list.push((SUMS, each(), String::new()));
+    list.push((SUMS, each_long(), String::new()));
     for dtype in [DType::F32, DType::F16, DType::BF16] {
         list.push((STATS, storage(workgroup(), dtype), dtype.name().into()));
     }

@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use attn_core::plan::{Combine, Near, PlanShape, Share, SparsePlan};
 
-use super::listing::device_listing;
-use super::params::blocks;
+use super::listing::{check_part, device_listing};
 use super::transfer::listing;
 use crate::error::Result;
 use crate::gpu::Gpu;
@@ -403,36 +402,4 @@ impl DevicePlan {
         (plan.near, plan.max_dist, plan.combine) = (self.near, self.max_dist, self.combine.clone());
         plan
     }
-}
-
-/// Whether a part that kernels write has the groups and the room that a plan of these settings asks for.
-fn check_part(host: &SparsePlan, part: &DevicePart) -> Result<()> {
-    let config = |arg, expected: String, got: String| -> Result<()> {
-        Err(attn_core::Error::config(arg, expected, got).into())
-    };
-    let planes = host.planes();
-    match &part.rows {
-        DeviceRows::Tiled { bq } => {
-            let groups = planes * host.shape.queries.div_ceil(*bq as usize);
-            if part.groups != groups {
-                return config("groups", format!("{groups} groups"), part.groups.to_string());
-            }
-        }
-        DeviceRows::Lists { plane_ptr, .. } | DeviceRows::Ranges { plane_ptr } => {
-            let rises = plane_ptr.first() == Some(&0)
-                && plane_ptr.last().is_some_and(|&end| end as usize == part.groups)
-                && plane_ptr.is_sorted();
-            if plane_ptr.len() != planes + 1 || !rises {
-                let expected = format!("{planes} planes of {} groups in all", part.groups);
-                return config("plane_ptr", expected, format!("{plane_ptr:?}"));
-            }
-        }
-    }
-    if let DeviceEntries::Bits { bk, origin } = part.entries {
-        let words = blocks(host.shape.built_keys, bk, origin).div_ceil(32) * part.groups;
-        if part.capacity != words {
-            return config("capacity", format!("{words} words"), part.capacity.to_string());
-        }
-    }
-    Ok(())
 }

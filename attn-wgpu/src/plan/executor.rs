@@ -27,7 +27,8 @@ const MAX_PASSES: usize = 64;
 /// Attention over sparse plans: a softmax over the keys that a plan gives each query.
 ///
 /// Scale, soft-cap and modifier are those of dense attention ([`Attention`]), and so are types and
-/// layouts. A query without any key has output 0 and log-sum-exp -inf. Bit-equal from run to run.
+/// layouts. A query without any key has output 0 and log-sum-exp -inf. Bit-equal from run to run, and so
+/// are gradients.
 ///
 /// Memory beyond inputs and outputs: partial results of f32, up to 16 for each row and its part of the
 /// near part, 64 MiB of them at once; more only for plans of several parts or of listed rows.
@@ -225,17 +226,7 @@ impl PlanAttention {
     /// Refuses loops that are too long for this device: over the keys of a chunk, and over what comes
     /// before it in a group.
     pub(super) fn check_steps(&self, run: &Run<'_>) -> Result<()> {
-        let most_listed = |pass: &Pass<'_>| {
-            let part = pass.part.filter(|part| {
-                matches!(
-                    part.entries,
-                    super::DeviceEntries::Ranges | super::DeviceEntries::Bits { .. }
-                )
-            });
-            part.map_or(0, |part| part.capacity.min(run.plan.shape.keys))
-        };
-        let before = run.passes.iter().map(most_listed).max().unwrap_or(0);
-        self.dense.check_steps("plan", before + 3 * run.chunk)
+        self.dense.check_steps("plan", run.most_before() + 3 * run.chunk)
     }
 
     /// Rounds whose windows fit a binding, whose work is below the cap, and whose partial results do
@@ -280,6 +271,20 @@ pub(super) struct Need {
 }
 
 impl Run<'_> {
+    /// Steps to a key of a group at most: entries or words before it.
+    pub(super) fn most_before(&self) -> usize {
+        let most_listed = |pass: &Pass<'_>| {
+            let part = pass.part.filter(|part| {
+                matches!(
+                    part.entries,
+                    super::DeviceEntries::Ranges | super::DeviceEntries::Bits { .. }
+                )
+            });
+            part.map_or(0, |part| part.capacity.min(self.plan.shape.keys))
+        };
+        self.passes.iter().map(most_listed).max().unwrap_or(0)
+    }
+
     pub(super) fn bound(&self, pass: &Pass<'_>, groups: Range<usize>) -> Bound {
         bound(self.plan, pass, groups, self.tile, self.chunk)
     }

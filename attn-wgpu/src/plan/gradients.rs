@@ -2,18 +2,18 @@
 
 use super::bounds::{grid, queries};
 use super::executor::{Need, PlanAttention, Run};
-use super::params::Geometry;
-use super::round::{Steps, Sweep, Target, plan_kernel};
-use super::transfer::near_weight;
+use super::merge::Target;
+use super::params::{Geometry, Pass, pack};
+use super::round::{Steps, Sweep, plan_kernel};
 use crate::attention::backward::{WORK_KV, WORK_Q};
 use crate::attention::call::{Bounds, bind, vec4};
 use crate::attention::jobs::{Grid, Job, bytes};
 use crate::attention::mask_table::Side;
-use crate::attention::params::{Common, storage};
+use crate::attention::params::Common;
 use crate::attention::{Cotangents, Saved};
 use crate::error::Result;
 use crate::guard::lock;
-use crate::kernel::{Call as Dispatch, Constants, KernelSource};
+use crate::kernel::{Call as Dispatch, KernelSource};
 use crate::ops;
 use crate::select::{counting_sort, each_constants};
 use crate::tensor::{DType, Tensor};
@@ -22,14 +22,10 @@ pub(crate) const QUERIES: KernelSource = plan_kernel!("attention_plan_q");
 pub(crate) const KEYS: KernelSource = plan_kernel!("attention_plan_kv");
 pub(crate) const PLACES: KernelSource = plan_kernel!("plan_places");
 pub(crate) const SUMS: KernelSource = plan_kernel!("attention_plan_keys");
-pub(crate) const STATS: KernelSource = plan_kernel!("attention_plan_stats");
 
 /// Regions of the words begin at multiples of this many, so that kernels may bind them apart; the listing
 /// of items at the first behind the modifier's, as plan_stats.wgsl says.
 const ALIGN: usize = 64;
-
-/// Indices of one invocation of the kernels that own single elements.
-const ITEMS: u32 = 8;
 
 /// Parameters of the kernels that compute gradients: plan_grad_fields.wgsl.
 #[repr(C)]
@@ -70,57 +66,33 @@ struct SumParams {
     start: u32,
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct StatsParams {
-    dim_v: u32,
-    heads: u32,
-    first_query: u32,
-    row_queries: u32,
-    row_count: u32,
-    first_batch: u32,
-    first_head: u32,
-    queries: u32,
-    keys: u32,
-    out: [u32; 4],
-    all_heads: u32,
-    rows_stride: u32,
-    stats_stride: u32,
-    gates: u32,
-    gate_heads: u32,
-    near_weight: u32,
-    near: u32,
-    at_bases: u32,
-    geometry: Geometry,
-}
-
 /// One backward pass.
 pub(super) struct Backward<'a> {
-    attention: &'a PlanAttention,
+    pub(super) attention: &'a PlanAttention,
     /// Passes over the items: forward, by queries, by keys.
-    forward: Run<'a>,
+    pub(super) forward: Run<'a>,
     queries: Run<'a>,
     keys: Run<'a>,
-    d_out: Tensor,
+    pub(super) d_out: Tensor,
     /// Statistics of queries: log-sum-exp and delta, `[2, batch, heads, queries]`.
-    rows: Tensor,
+    pub(super) rows: Tensor,
     jobs: Vec<Job>,
-    words: Words,
+    pub(super) words: Words,
 }
 
 /// What the kernels read besides tensors and plan: the modifier's parameters; the listing of items; the
 /// listing that statistics are numbered by; statistics.
-struct Words {
+pub(super) struct Words {
     all: Tensor,
     items: usize,
-    stat_items: usize,
-    stats: usize,
+    pub(super) stat_items: usize,
+    pub(super) stats: usize,
     /// Log-sum-exps, and as many deltas.
-    count: usize,
+    pub(super) count: usize,
 }
 
 impl Words {
-    fn region(&self, start: usize, length: usize) -> Result<Tensor> {
+    pub(super) fn region(&self, start: usize, length: usize) -> Result<Tensor> {
         self.all.narrow(0, start, length)
     }
 }
@@ -138,6 +110,7 @@ impl<'a> Backward<'a> {
         for run in [&forward, &queries] {
             attention.check_steps(run)?;
         }
+        check_key_steps(attention, &keys)?;
         let d_out = vec4(cotangents.out, false)?;
         let jobs = jobs(attention, &forward, &queries, &keys, &d_out)?;
 
@@ -176,77 +149,6 @@ impl<'a> Backward<'a> {
             self.key_round(job, dkv)?;
         }
         Ok(())
-    }
-
-    /// Statistics of the rows of all groups of a round.
-    fn group_stats(&self, job: &Job, gates: &Tensor) -> Result<()> {
-        let (run, gpu) = (&self.forward, &self.attention.gpu);
-        let plan = run.plan;
-        let Some(listing) = &plan.listing else { return Ok(()) };
-        let steps = run.steps(job);
-        let bases: Vec<u32> = steps
-            .each
-            .iter()
-            .map(|step| step.geometry.base.wrapping_sub(step.geometry.first_group))
-            .collect();
-        let at_bases = steps.words();
-        let items = self.words.region(self.words.stat_items, at_bases + bases.len())?;
-        ops::copy(
-            &Tensor::from_slice(gpu, &bases, &[bases.len()])?,
-            &items.narrow(0, at_bases, bases.len())?,
-        )?;
-        let parts = self.attention.forward_parts(run, job, &steps, &items)?;
-        let near = run.passes.iter().position(|pass| pass.part.is_none());
-        let geometry = match near.or(Some(0)).and_then(|number| steps.each.get(number)) {
-            Some(step) => step.geometry,
-            None => return Ok(()),
-        };
-        let rows = queries(plan, job);
-        let d_out = bind(&job.window(&self.d_out, &job.heads, &rows)?, rows.start);
-        let shape = &run.call.shape;
-        let dim_v = run.call.v.shape()[3] / 4;
-        let row_count = job.planes() * rows.len();
-        let stats = self.words.region(self.words.stats, 2 * self.words.count)?;
-        let params = StatsParams {
-            dim_v: dim_v as u32,
-            heads: job.heads.len() as u32,
-            first_query: rows.start as u32,
-            row_queries: rows.len() as u32,
-            row_count: row_count as u32,
-            first_batch: job.batch.start as u32,
-            first_head: job.heads.start as u32,
-            queries: shape.queries as u32,
-            keys: shape.keys as u32,
-            out: d_out.place,
-            all_heads: shape.heads as u32,
-            rows_stride: (self.rows.len() / 2) as u32,
-            stats_stride: self.words.count as u32,
-            gates: gates.shape()[1] as u32,
-            gate_heads: gates.shape()[0] as u32,
-            near_weight: near_weight(&plan.combine).to_bits(),
-            near: u32::from(near.is_some()),
-            at_bases: at_bases as u32,
-            geometry,
-        };
-        let workgroup = ops::workgroup(gpu.capabilities());
-        let constants = storage(Constants::new().int("WORKGROUP", workgroup), run.call.dtype());
-        let d_gates =
-            if gates.is_empty() { self.attention.dense.unused()? } else { gates.binding().0 };
-        let dispatch = Dispatch {
-            bindings: &[
-                parts.binding().0,
-                items.binding().0,
-                d_out.binding,
-                listing.binding().0,
-                self.rows.binding().0,
-                stats.binding().0,
-                d_gates,
-            ],
-            params: bytemuck::bytes_of(&params),
-            groups: (row_count as u64).div_ceil(workgroup.into()),
-            work: (8 * row_count * dim_v) as f64,
-        };
-        gpu.kernel(&STATS, constants)?.dispatch(gpu, &dispatch)
     }
 
     fn query_round(&self, job: &Job, dq: &Tensor) -> Result<()> {
@@ -361,7 +263,8 @@ impl<'a> Backward<'a> {
                 Some(part) => part.words.binding().0,
                 None => self.attention.dense.unused()?,
             };
-            let (constants, per_group) = each_constants(gpu.capabilities(), ITEMS);
+            // Finding a key may take many steps.
+            let (constants, per_group) = each_constants(gpu.capabilities(), 1);
             let dispatch = Dispatch {
                 bindings: &[words, items.binding().0, places.binding().0],
                 params: bytemuck::bytes_of(&params),
@@ -379,7 +282,7 @@ impl<'a> Backward<'a> {
             width: (dkv.shape()[3] / 4) as u32,
             start: (start / 4) as u32,
         };
-        let (constants, per_group) = each_constants(gpu.capabilities(), ITEMS);
+        let (constants, per_group) = each_constants(gpu.capabilities(), 1);
         let dispatch = Dispatch {
             bindings: &[
                 parts.binding().0,
@@ -393,6 +296,18 @@ impl<'a> Backward<'a> {
         };
         gpu.kernel(&SUMS, constants)?.dispatch(gpu, &dispatch)
     }
+}
+
+/// Refuses loops that are too long for this device: over what comes before a key in a group, three times,
+/// and over the group's rows; and over the places of a key.
+fn check_key_steps(attention: &PlanAttention, run: &Run<'_>) -> Result<()> {
+    let plan = run.plan;
+    let rows = run.passes.iter().map(|pass| pass.most_queries(plan)).max().unwrap_or(0);
+    attention.dense.check_steps("plan", 3 * run.most_before() + rows * pack(plan))?;
+    // A key can be an entry, a sink and in the window of one group.
+    let places = |pass: &Pass<'_>| pass.plane_groups(plan) * if pass.near { 3 } else { 1 };
+    let heads = plan.shape.group() / pack(plan).max(1);
+    attention.dense.check_steps("plan", heads * run.passes.iter().map(places).sum::<usize>())
 }
 
 /// Rounds of all three passes. A key's groups are added in the order of rounds, so that heads that share

@@ -1,10 +1,10 @@
-//! Where each query is listed, from plans on the device: what [`super::transfer::listing`] is on the
-//! host.
+//! Plans of parts that kernels write: what the host can check of them, and where each query is listed,
+//! which for plans from the host [`super::transfer::listing`] says.
 
-use attn_core::plan::Combine;
+use attn_core::plan::{Combine, SparsePlan};
 
-use super::device::{DevicePart, DevicePlan, DeviceRows, Region};
-use super::params::{Geometry, Pass};
+use super::device::{DeviceEntries, DevicePart, DevicePlan, DeviceRows, Region};
+use super::params::{Geometry, Pass, blocks};
 use super::round::plan_kernel;
 use super::transfer::near_weight;
 use crate::error::Result;
@@ -118,4 +118,36 @@ fn list_part(
         work: 16.0 * rows.len() as f64,
     };
     gpu.kernel(&LISTING, constants)?.dispatch(gpu, &call)
+}
+
+/// Whether a part that kernels write has the groups and the room that a plan of these settings asks for.
+pub(super) fn check_part(host: &SparsePlan, part: &DevicePart) -> Result<()> {
+    let config = |arg, expected: String, got: String| -> Result<()> {
+        Err(attn_core::Error::config(arg, expected, got).into())
+    };
+    let planes = host.planes();
+    match &part.rows {
+        DeviceRows::Tiled { bq } => {
+            let groups = planes * host.shape.queries.div_ceil(*bq as usize);
+            if part.groups != groups {
+                return config("groups", format!("{groups} groups"), part.groups.to_string());
+            }
+        }
+        DeviceRows::Lists { plane_ptr, .. } | DeviceRows::Ranges { plane_ptr } => {
+            let rises = plane_ptr.first() == Some(&0)
+                && plane_ptr.last().is_some_and(|&end| end as usize == part.groups)
+                && plane_ptr.is_sorted();
+            if plane_ptr.len() != planes + 1 || !rises {
+                let expected = format!("{planes} planes of {} groups in all", part.groups);
+                return config("plane_ptr", expected, format!("{plane_ptr:?}"));
+            }
+        }
+    }
+    if let DeviceEntries::Bits { bk, origin } = part.entries {
+        let words = blocks(host.shape.built_keys, bk, origin).div_ceil(32) * part.groups;
+        if part.capacity != words {
+            return config("capacity", format!("{words} words"), part.capacity.to_string());
+        }
+    }
+    Ok(())
 }

@@ -99,6 +99,17 @@ impl Pass<'_> {
         self.bq(plan).or_else(listed).unwrap_or(plan.shape.queries).min(plan.shape.queries)
     }
 
+    /// The most groups that a plane has.
+    pub(super) fn plane_groups(&self, plan: &DevicePlan) -> usize {
+        match (self.part.map(|part| &part.rows), self.bq(plan)) {
+            (Some(DeviceRows::Lists { plane_ptr, .. } | DeviceRows::Ranges { plane_ptr }), _) => {
+                let groups = plane_ptr.windows(2).map(|pair| pair[1].saturating_sub(pair[0]));
+                groups.max().unwrap_or(0) as usize
+            }
+            (_, bq) => plan.shape.queries.div_ceil(bq.unwrap_or(1)),
+        }
+    }
+
     /// The most keys that a group visits.
     pub(super) fn most_keys(&self, plan: &DevicePlan) -> usize {
         let near = if self.near { near_keys(plan, self.most_queries(plan)) } else { 0 };

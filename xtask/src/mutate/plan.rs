@@ -421,6 +421,29 @@ const PLAN: Row = Row {
     ],
 };
 
+const PLAN_GRADS: Row = Row {
+    of: "",
+    quick: &[
+        "plan_backward::chunks_of_any_length",
+        "plan_backward::empty_rows_and_empty_tensors",
+        "plan_backward::groups_windows_and_callers_tensors",
+        "plan_backward::biases_modifiers_and_soft_cap",
+        "plan_backward::nan_in_keys_that_are_not_selected_changes_nothing",
+    ],
+    long: &[
+        "plan_backward::lengths_ratios_and_shares",
+        "plan_backward::named_plans",
+        "plan_backward::runs_splits_and_devices_change_no_bit",
+        "plan_backward::any_plan_equals_the_reference",
+    ],
+};
+
+const PLAN_LISTS: Row = Row {
+    of: "",
+    quick: &["plan_lists::clusters_of_tokens", "plan_lists::the_best_queries_of_clusters"],
+    long: &[],
+};
+
 /// Files with the kernels that they are or that import them; a snippet's first kernels first.
 const BY_FILE: &[(&str, &[&Row])] = &[
     ("attention_forward", &[&FORWARD]),
@@ -434,13 +457,26 @@ const BY_FILE: &[(&str, &[&Row])] = &[
     ("attention_decode", &[&DECODE, &UNEVEN]),
     ("attention_merge", &[&MERGE]),
     ("attention_plan", &[&PLAN]),
-    ("attention_plan_merge", &[&PLAN]),
+    ("attention_plan_merge", &[&PLAN, &PLAN_GRADS]),
+    ("attention_plan_q", &[&PLAN_GRADS]),
+    ("attention_plan_kv", &[&PLAN_GRADS]),
+    ("attention_plan_keys", &[&PLAN_GRADS]),
+    ("attention_plan_stats", &[&PLAN_GRADS]),
     ("plan_cost", &[&PLAN]),
     ("plan_cursor", &[&PLAN]),
     ("plan_dispatch", &[&PLAN]),
     ("plan_fields", &[&PLAN]),
     ("plan_groups", &[&PLAN]),
+    ("plan_grad_fields", &[&PLAN_GRADS]),
     ("plan_items", &[&PLAN]),
+    ("plan_listed", &[&PLAN_LISTS]),
+    ("plan_listing", &[&PLAN_LISTS]),
+    ("plan_places", &[&PLAN_GRADS]),
+    ("plan_stats", &[&PLAN_GRADS]),
+    ("plan_step", &[&PLAN, &PLAN_GRADS]),
+    ("plan_visit", &[&PLAN_GRADS]),
+    ("plan_walk", &[&PLAN, &PLAN_GRADS]),
+    ("plan_work", &[&PLAN, &PLAN_GRADS]),
     ("attention_backward_q", &[&BACKWARD]),
     ("attention_backward_kv", &[&BACKWARD]),
     ("attention_pairs", &[&BACKWARD]),
