@@ -214,3 +214,9 @@ fn padding_on_the_left_is_harmless() {
     let decayed = plain.kv * decay.to_shape((1, 2, 1, 1)).unwrap();
     assert!(distance(&right.kv, &decayed) < 1e-13);
 }
+
+#[test]
+fn norms_add_their_epsilon_to_the_mean_square() {
+    let y = srmsnorm(ndarray::arr1(&[3.0, 4.0]).view(), 3.5);
+    assert_eq!(y, ndarray::arr1(&[0.75, 1.0]));
+}
