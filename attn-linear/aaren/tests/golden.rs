@@ -64,9 +64,9 @@ fn attention(file: &GoldenFile) -> Result<()> {
         false => read::<Ix3>(file, "q")?,
     };
     let mut inputs = Inputs::new(q.view(), k.view(), v.view());
-    let valid: Option<Array2<bool>> = file.contains("mask").then(|| {
-        file.i32("mask").unwrap().mapv(|x| x != 0).into_dimensionality().unwrap()
-    });
+    let valid: Option<Array2<bool>> = file
+        .contains("mask")
+        .then(|| file.i32("mask").unwrap().mapv(|x| x != 0).into_dimensionality().unwrap());
     inputs.valid = valid.as_ref().map(|valid| valid.view());
     let state = match file.contains("m0") {
         true => {
@@ -110,7 +110,8 @@ struct Weights {
 
 impl Weights {
     fn read(file: &GoldenFile, layer: usize) -> Result<Self> {
-        let [q, k, v, o] = ["q", "k", "v", "o"].map(|name| read(file, &format!("l{layer}.w_{name}")));
+        let [q, k, v, o] =
+            ["q", "k", "v", "o"].map(|name| read(file, &format!("l{layer}.w_{name}")));
         let query = read::<Ix1>(file, &format!("l{layer}.query"))?;
         Ok(Weights { query, projections: [q?, k?, v?, o?] })
     }
@@ -124,7 +125,8 @@ impl Weights {
 fn stack(file: &GoldenFile) -> Result<()> {
     let config = Config::new().with_scale(file.number("scale")?);
     let (heads, layers) = (file.number("H")? as usize, file.number("layers")? as usize);
-    let weights = (0..layers).map(|layer| Weights::read(file, layer)).collect::<Result<Vec<_>>>()?;
+    let weights =
+        (0..layers).map(|layer| Weights::read(file, layer)).collect::<Result<Vec<_>>>()?;
     let mut tokens = vec![read::<Ix3>(file, "x")?];
     for (layer, weights) in weights.iter().enumerate() {
         let y = weights.layer(heads).forward(tokens[layer].view(), None, &config)?;
@@ -134,7 +136,8 @@ fn stack(file: &GoldenFile) -> Result<()> {
     close(file, "y", &tokens[layers], OUT);
     let mut d_y = read::<Ix3>(file, "d_y")?;
     for (layer, weights) in weights.iter().enumerate().rev() {
-        let grads = weights.layer(heads).backward(tokens[layer].view(), None, &config, d_y.view())?;
+        let grads =
+            weights.layer(heads).backward(tokens[layer].view(), None, &config, d_y.view())?;
         let name = |name: &str| format!("d_l{layer}.{name}");
         close(file, &name("query"), &grads.d_query, GRAD);
         close(file, &name("w_q"), &grads.d_w_q, GRAD);

@@ -37,9 +37,7 @@ mod full;
 mod state;
 
 use attn_core::{AttentionShape, Error, Result};
-use ndarray::{
-    Array1, Array2, Array3, Array4, ArrayView2, ArrayView4, ArrayViewMut1, Axis, s,
-};
+use ndarray::{Array1, Array2, Array3, Array4, ArrayView2, ArrayView4, ArrayViewMut1, Axis, s};
 
 pub use state::State;
 
@@ -256,11 +254,7 @@ pub fn forward(inputs: Inputs<'_>, config: &Config) -> Result<Output> {
 ///
 /// # Errors
 /// As [`forward`], and for a cotangent of another shape.
-pub fn backward(
-    inputs: Inputs<'_>,
-    config: &Config,
-    cotangents: Cotangents<'_>,
-) -> Result<Grads> {
+pub fn backward(inputs: Inputs<'_>, config: &Config, cotangents: Cotangents<'_>) -> Result<Grads> {
     let shape = check(inputs, config)?;
     expect("cotangents.out", cotangents.out.shape(), &shape.out())?;
     let mut grads = Grads {

@@ -20,7 +20,9 @@ pub enum Order {
 impl Order {
     pub(super) fn validate(self) -> Result<()> {
         match self {
-            Order::Tiles(0) => Err(Error::config("order", "tiles of at least 1 token", "tiles of 0")),
+            Order::Tiles(0) => {
+                Err(Error::config("order", "tiles of at least 1 token", "tiles of 0"))
+            }
             _ => Ok(()),
         }
     }

@@ -71,8 +71,7 @@ fn scores_of_ten_thousand() {
     let k = Array4::from_shape_vec((1, 1, 4, 1), vec![-1e4, 1e4, 1e4, -1e4]).unwrap();
     let v = Array4::from_shape_vec((1, 1, 4, 1), vec![1.0, 2.0, 4.0, 8.0]).unwrap();
     let q = arr2(&[[1.0]]);
-    for (scale, want, lse) in
-        [(1.0, [1.0, 2.0, 3.0, 3.0], 1e4), (-1.0, [1.0, 1.0, 1.0, 4.5], 1e4)]
+    for (scale, want, lse) in [(1.0, [1.0, 2.0, 3.0, 3.0], 1e4), (-1.0, [1.0, 1.0, 1.0, 4.5], 1e4)]
     {
         let config = Config::new().with_scale(scale);
         let output = forward(Inputs::shared(q.view(), k.view(), v.view()), None, &config).unwrap();
@@ -117,7 +116,8 @@ fn smoke_what_does_not_fit_is_refused() {
         change(&mut data);
         forward(data.inputs(), None, &config).unwrap_err().to_string()
     };
-    let with = |state: State| forward(data.inputs(), Some(&state), &config).unwrap_err().to_string();
+    let with =
+        |state: State| forward(data.inputs(), Some(&state), &config).unwrap_err().to_string();
     let bad_scale = config.clone().with_scale(f64::NAN);
     let d_out = Array4::zeros((2, 4, 5, 3));
     let cotangents = Cotangents::new(d_out.view());

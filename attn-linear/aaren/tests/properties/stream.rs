@@ -114,7 +114,8 @@ fn files_of_something_else_are_errors() {
     assert!(State::load(&path).unwrap_err().to_string().contains("kind"));
     let max = Array2::<f64>::zeros((1, 2));
     let file = attn_core::ArrayFile::new("attn-aaren state");
-    let file = file.with("max", max.view()).with("weighted", Array3::<f64>::zeros((1, 2, 2)).view());
+    let file =
+        file.with("max", max.view()).with("weighted", Array3::<f64>::zeros((1, 2, 2)).view());
     file.clone().write(&path).unwrap();
     assert!(State::load(&path).unwrap_err().to_string().contains("no array `sum`"));
     file.with("sum", max.view()).write(&path).unwrap();

@@ -20,7 +20,8 @@ pub struct Shape {
 
 /// No token, few, primes and powers of two with their neighbours; shared key heads; unequal dims.
 pub fn shape() -> impl Strategy<Value = Shape> {
-    let tokens = prop_oneof![1 => Just(0), 6 => 1..=17_usize, 3 => select(&[31, 32, 37, 61, 67][..])];
+    let tokens =
+        prop_oneof![1 => Just(0), 6 => 1..=17_usize, 3 => select(&[31, 32, 37, 61, 67][..])];
     let heads = select(&[(1, 1), (2, 2), (3, 1), (4, 2)][..]);
     (1..=3_usize, heads, tokens, 1..=5_usize, 1..=5_usize).prop_map(
         |(batch, (heads, heads_kv), tokens, dim_qk, dim_v)| Shape {

@@ -32,8 +32,8 @@ fn run(plane: &Plane, config: &Config) -> (PlaneOutput, Sums) {
     let k_hat = scaled_rows(b, &outgoing.recip()).sum_axis(Axis(0));
     let q_hat = scaled_rows(a, &incoming.recip()).sum_axis(Axis(0));
     let (conserved_sink, conserved_source) = (flow(a, &k_hat), flow(b, &q_hat));
-    let competition = softmax(conserved_source.mapv(|flow| config.clamped(flow)))
-        * plane.sources.len() as f64;
+    let competition =
+        softmax(conserved_source.mapv(|flow| config.clamped(flow))) * plane.sources.len() as f64;
     let allocation = match plane.sources.is_empty() {
         // Nothing flows where there is no source.
         true => Array1::zeros(plane.sinks.len()),

@@ -3,9 +3,7 @@
 use std::path::Path;
 
 use attn_core::{ArrayFile, Error, Result};
-use ndarray::{
-    Array1, Array2, Array3, Array4, ArrayView1, Dimension, Ix1, Ix2, Ix3, Ix4, s,
-};
+use ndarray::{Array1, Array2, Array3, Array4, ArrayView1, Dimension, Ix1, Ix2, Ix3, Ix4, s};
 
 use super::{Inputs, Output, Plane, PlaneOutput, check, expect, sigmoid};
 use crate::Config;
