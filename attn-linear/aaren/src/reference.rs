@@ -80,9 +80,8 @@ impl<'a> Inputs<'a> {
         }
         let q = [batch, heads, tokens, dim_qk];
         let shape = AttentionShape::from_shapes(&q, self.k.shape(), self.v.shape())?;
-        match self.valid {
-            Some(valid) => expect("valid", valid.shape(), &[batch, tokens])?,
-            None => {}
+        if let Some(valid) = self.valid {
+            expect("valid", valid.shape(), &[batch, tokens])?;
         }
         Ok(shape)
     }
