@@ -72,11 +72,9 @@ proptest! {
         let plain = data.run(None, &config);
         // One more element of the keys is 1, and the query's is the shift.
         let mut wide = data.clone();
-        let longer = |x: &Array4<f64>| {
-            let ones = Array4::ones((x.dim().0, x.dim().1, x.dim().2, 1));
-            ndarray::concatenate(Axis(3), &[x.view(), ones.view()]).unwrap()
-        };
-        wide.k = longer(&data.k);
+        let (batch, heads_kv, tokens, _) = data.k.dim();
+        let ones = Array4::ones((batch, heads_kv, tokens, 1));
+        wide.k = ndarray::concatenate(Axis(3), &[data.k.view(), ones.view()]).unwrap();
         let last = Array3::from_elem((data.q.dim().0, data.q.dim().1, 1), shift);
         wide.q = ndarray::concatenate(Axis(2), &[data.q.view(), last.view()]).unwrap();
         let moved = wide.run(None, &config);
