@@ -164,15 +164,11 @@ impl Target {
 
     /// Writes zeros, or the elements of `from`.
     pub(super) fn fill(&self, from: Option<&Tensor>) -> Result<()> {
-        let zeros;
-        let from = match from {
-            Some(from) => from,
-            None => {
-                zeros = Tensor::zeros(self.view.gpu(), self.view.shape(), self.view.dtype())?;
-                &zeros
-            }
-        };
-        ops::copy(from, &self.view)
+        if let Some(from) = from {
+            return ops::copy(from, &self.view);
+        }
+        let all = &self.written;
+        ops::copy(&Tensor::zeros(all.gpu(), all.shape(), all.dtype())?, all)
     }
 
     /// What the caller gets, once the kernels are recorded.
