@@ -191,3 +191,219 @@ proptest! {
         check(&case, &gpu);
     }
 }
+
+fn ups(gpu: &Gpu, case: &Case) -> [Tensor; 6] {
+    let (data, shapes) = (case.data(), case.shapes());
+    [0, 1, 2, 3, 4, 5].map(|i| {
+        let dtype = if i == 3 || i == 5 { DType::F32 } else { case.dtype };
+        upload(gpu, &data[i], &shapes[i], dtype).unwrap()
+    })
+}
+
+fn distance(got: &Tensor, want: &Tensor) -> f64 {
+    assert_eq!(got.shape(), want.shape());
+    let pairs = || download(got).unwrap().into_iter().zip(download(want).unwrap());
+    let error: f64 = pairs().map(|(a, b)| f64::from(a - b).powi(2)).sum();
+    let size: f64 = pairs().map(|(_, b)| f64::from(b).powi(2)).sum();
+    (error / size).sqrt()
+}
+
+/// Token by token from a state, and in pieces of any length, equals one call.
+#[test]
+fn tokens_one_by_one_are_one_call() {
+    let Some(gpu) = gpu() else { return };
+    for (case, bound) in [
+        (plain([2, 2, 2, 40, 64, 68], &[0.0, 0.1, 0.5, 0.01]), 1e-6),
+        (plain([1, 2, 1, 40, 9, 7], &[0.0, 0.1]), 1e-6),
+        (Case { dtype: DType::BF16, ..plain([1, 1, 1, 40, 8, 8], &[0.1]) }, 1e-2),
+    ] {
+        let [q, k, v, kv, ..] = ups(&gpu, &case);
+        let attention = LinearAttention::new(&gpu, &case.slopes).unwrap();
+        let want = attention.forward(Inputs::new(&q, &k, &v).with_state(&kv)).unwrap();
+        let state = Tensor::uninit(&gpu, kv.shape(), DType::F32).unwrap();
+        attn_wgpu::ops::copy(&kv, &state).unwrap();
+        let mut at = 0;
+        for count in [1, 1, 5, 1, 0, 8, 17, 1, 6] {
+            let part = |x: &Tensor| x.narrow(2, at, count).unwrap();
+            let (q, k, v) = (part(&q), part(&k), part(&v));
+            let shape = part(&want.out).shape().to_vec();
+            let out = Tensor::uninit(&gpu, &shape, case.dtype).unwrap();
+            attention.decode_into(Inputs::new(&q, &k, &v), &state, &out).unwrap();
+            if count > 0 {
+                assert!(distance(&out, &part(&want.out)) <= bound, "{at} + {count}");
+            }
+            at += count;
+        }
+        assert_eq!(at, 40);
+        assert!(distance(&state, &want.kv) <= bound.min(1e-6));
+    }
+}
+
+/// A call that is cut into runs and parts gives the same bits.
+#[test]
+fn parts_change_no_bit() {
+    let Some(gpu) = gpu() else { return };
+    let limits = wgpu_limits(1 << 16);
+    let Some(small) = common::open(Gpu::builder().limits(limits)) else { return };
+    let Some(weak) = common::open(Gpu::builder().max_work_per_dispatch(1e6)) else { return };
+    let case = plain([2, 2, 2, 500, 12, 20], &[0.0, 0.1, 0.5, 0.01]);
+    let run = |gpu: &Gpu| {
+        let (output, grads) = case.run(gpu, &case.data()).unwrap();
+        results(&output, &grads).map(|tensor| bits(&tensor))
+    };
+    let want = run(&gpu);
+    assert_eq!(run(&small), want, "small bindings");
+    assert_eq!(run(&weak), want, "little work");
+}
+
+fn wgpu_limits(binding: u64) -> attn_wgpu::wgpu::Limits {
+    attn_wgpu::wgpu::Limits {
+        max_storage_buffer_binding_size: binding,
+        ..attn_wgpu::wgpu::Limits::default()
+    }
+}
+
+/// A head gives the same bits alone and among others, in any layout.
+#[test]
+fn neighbours_and_layouts_change_no_bit() {
+    let Some(gpu) = gpu() else { return };
+    let case = plain([2, 3, 1, 70, 16, 24], &[0.0, 0.1, 0.5]);
+    let [q, k, v, kv, d_out, d_kv] = ups(&gpu, &case);
+    let all = case.run(&gpu, &case.data()).unwrap();
+    let all = results(&all.0, &all.1);
+    let alone = |x: &Tensor| x.narrow(0, 1, 1).unwrap().narrow(1, 2, 1).unwrap();
+    let laid = |x: &Tensor| {
+        let other = x.permute(&[0, 2, 1, 3]).unwrap().contiguous().unwrap();
+        alone(&other.permute(&[0, 2, 1, 3]).unwrap())
+    };
+    let attention = LinearAttention::new(&gpu, &case.slopes[2..]).unwrap();
+    let (q, k, v, kv) = (laid(&q), laid(&k), laid(&v), alone(&kv));
+    let inputs = Inputs::new(&q, &k, &v).with_state(&kv);
+    let (output, saved) = attention.forward_saved(inputs).unwrap();
+    let (d_out, d_kv) = (laid(&d_out), alone(&d_kv));
+    let grads = attention.backward(&saved, Cotangents::new(&d_out).with_state(&d_kv)).unwrap();
+    for ((name, got), all) in NAMES.into_iter().zip(results(&output, &grads)).zip(&all) {
+        assert_eq!(bits(&got), bits(&alone(all).contiguous().unwrap()), "{name}");
+    }
+    // Into a strided tensor, and the state in place.
+    let wide = Tensor::zeros(&gpu, &[1, 70, 3, 24], DType::F32).unwrap();
+    let out = wide.permute(&[0, 2, 1, 3]).unwrap().narrow(1, 1, 1).unwrap();
+    let state = kv.contiguous().unwrap();
+    attention.forward_into(Inputs::new(&q, &k, &v).with_state(&state), &out, &state).unwrap();
+    assert_eq!(bits(&out.contiguous().unwrap()), bits(&output.out));
+    assert_eq!(bits(&state), bits(&output.kv));
+}
+
+/// What is no number reaches only rows that read it, forward and backward.
+#[test]
+fn what_is_no_number_stays_in_its_rows() {
+    let Some(gpu) = gpu() else { return };
+    let case = plain([1, 1, 1, 131, 12, 20], &[0.1]);
+    let data = case.data();
+    let numbers =
+        |(output, grads): (Output, Grads)| results(&output, &grads).map(|x| download(&x).unwrap());
+    let want = numbers(case.run(&gpu, &data).unwrap());
+    for (token, value) in [(0, f32::NAN), (37, f32::INFINITY), (64, f32::NAN), (130, f32::NAN)] {
+        for (input, width) in [(0, 12), (1, 12), (2, 20), (4, 20)] {
+            let mut data = data.clone();
+            data[input][token * width + 3] = value;
+            let got = numbers(case.run(&gpu, &data).unwrap());
+            // Which rows may differ: those behind the token in `out`, those before it in dk and dv.
+            for (result, width, range) in [
+                (
+                    0,
+                    20,
+                    if input == 0 {
+                        token..token + 1
+                    } else if input == 4 {
+                        0..0
+                    } else {
+                        token..131
+                    },
+                ),
+                (
+                    2,
+                    12,
+                    if input == 4 {
+                        token..token + 1
+                    } else if input == 0 {
+                        0..0
+                    } else {
+                        token..131
+                    },
+                ),
+                (
+                    3,
+                    12,
+                    if input == 2 {
+                        token..token + 1
+                    } else if input == 1 {
+                        0..0
+                    } else {
+                        0..token + 1
+                    },
+                ),
+                (
+                    4,
+                    20,
+                    if input == 1 {
+                        token..token + 1
+                    } else if input == 2 {
+                        0..0
+                    } else {
+                        0..token + 1
+                    },
+                ),
+            ] {
+                let rows = got[result].chunks(width).zip(want[result].chunks(width)).enumerate();
+                for (row, (got, want)) in rows {
+                    let what = format!(
+                        "{value} at {token} of {}: row {row} of {}",
+                        ["q", "k", "v", "", "d_out"][input],
+                        NAMES[result]
+                    );
+                    if range.contains(&row) {
+                        let is_own = input != 0 && input != 4 || result == 0 || result == 2;
+                        assert!(!is_own || got.iter().any(|x| !x.is_finite()), "{what} hides it");
+                    } else {
+                        assert!(
+                            got.iter().zip(want).all(|(a, b)| a.to_bits() == b.to_bits()),
+                            "{what}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn wrong_arguments_are_named() {
+    let Some(gpu) = gpu() else { return };
+    let zeros = |shape: [usize; 4], dtype| Tensor::zeros(&gpu, &shape, dtype).unwrap();
+    let x = |shape| zeros(shape, DType::F32);
+    for slopes in [&[][..], &[-1.0], &[f64::NAN], &[f64::INFINITY]] {
+        assert!(LinearAttention::new(&gpu, slopes).is_err(), "{slopes:?}");
+    }
+    let attention = LinearAttention::new(&gpu, &[0.1, 0.2]).unwrap();
+    for block in [0, 1025] {
+        assert!(attention.clone().with_block(block).is_err());
+    }
+    let (q, half) = (x([1, 2, 3, 4]), zeros([1, 2, 3, 4], DType::F16));
+    let named = |result: Result<Output>, name: &str| {
+        let message = result.err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(message.contains(name), "{message} does not name {name}");
+    };
+    named(attention.forward(Inputs::new(&x([1, 3, 3, 4]), &q, &q)), "heads");
+    named(attention.forward(Inputs::new(&q, &x([1, 2, 4, 4]), &x([1, 2, 4, 4]))), "k");
+    named(attention.forward(Inputs::new(&q, &x([1, 2, 3, 5]), &q)), "k");
+    named(attention.forward(Inputs::new(&q, &half, &q)), "k");
+    named(attention.forward(Inputs::new(&q, &q, &q).with_state(&x([1, 2, 4, 5]))), "kv");
+    let kv = x([1, 2, 4, 4]);
+    let inputs = Inputs::new(&q, &q, &q);
+    assert!(attention.decode_into(inputs.with_state(&kv), &kv, &x([1, 2, 3, 4])).is_err());
+    assert!(attention.forward_into(inputs, &x([1, 2, 3, 5]), &kv).is_err());
+    let (_, saved) = attention.forward_saved(inputs).unwrap();
+    assert!(attention.backward(&saved, Cotangents::new(&half)).is_err());
+    assert!(attention.backward(&saved, Cotangents::new(&q).with_state(&q)).is_err());
+}

@@ -22,6 +22,9 @@
 
 mod backward;
 mod call;
+#[cfg(feature = "bench")]
+pub(crate) mod catalogue;
+mod decode;
 mod forward;
 mod sweep;
 mod variant;
