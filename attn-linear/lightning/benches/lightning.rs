@@ -7,7 +7,7 @@ use attn_lightning::bench::{Benchmark, Masked};
 use attn_wgpu::bench::{DenseAttention, Timed, with_criterion};
 
 fn main() -> attn_wgpu::Result<()> {
-    let problems = [256, 512, 1024, 2048, 4096].map(|tokens| {
+    let problems = [256, 512, 1024, 2048, 4096, 8192].map(|tokens| {
         let shape = AttentionShape {
             batch: 1,
             heads: 1,

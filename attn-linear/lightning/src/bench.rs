@@ -20,9 +20,12 @@ use crate::{Config, Inputs, Lightning, reference};
 pub struct Benchmark;
 
 /// The same sums as plain masked linear attention, `((Q K^T) * M) V`, with a number for each pair of
-/// tokens in memory: what the paper compares with. It must be given a head of keys for each of queries.
+/// tokens in memory: what the paper compares with. For few tokens, and a head of keys for each of queries.
 #[derive(Debug, Clone, Copy)]
 pub struct Masked;
+
+/// Pairs of tokens of which [`Masked`] keeps three numbers, at most.
+const MOST_PAIRS: usize = 1 << 24;
 
 fn config(shape: &AttentionShape) -> Config {
     Config::new(shape.heads).with_layer(0, 24)
@@ -150,7 +153,8 @@ impl Mechanism for Masked {
     }
 
     fn is_for(&self, shape: &AttentionShape, dense: &Dense) -> bool {
-        is_for(shape, dense) && shape.heads == shape.heads_kv && shape.batch == 1
+        let small = shape.heads * shape.queries * shape.queries <= MOST_PAIRS;
+        is_for(shape, dense) && shape.heads == shape.heads_kv && shape.batch == 1 && small
     }
 
     fn prepare(&self, gpu: &Gpu, inputs: &HostInputs, _dense: &Dense) -> Result<Box<dyn Prepared>> {
