@@ -267,7 +267,7 @@ impl Part {
     fn halves(&self) -> Option<[Part; 2]> {
         let split = |range: &Range<usize>| {
             let middle = range.start + range.len() / 2;
-            (range.len() > 1).then(|| [range.start..middle, middle..range.end])
+            (range.len() > 1).then_some([range.start..middle, middle..range.end])
         };
         if let Some(parts) = split(&self.batch) {
             return Some(parts.map(|batch| Part { batch, ..self.clone() }));
