@@ -91,8 +91,7 @@ impl Lrpe {
         run.record(gpu)?;
         let runs = tokens.div_ceil(RUN);
         let parts = Tensor::uninit(gpu, &[runs, heads, dim], DType::F32)?;
-        let mut params =
-            vec![batch, heads, tokens, dim].iter().map(|&n| n as u32).collect::<Vec<_>>();
+        let mut params = [batch, heads, tokens, dim].map(|n| n as u32).to_vec();
         params.extend([first, RUN as u32]);
         params.extend(place(&source));
         let run = Run {

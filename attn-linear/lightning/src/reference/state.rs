@@ -64,7 +64,7 @@ impl State {
         let path = path.as_ref();
         let file = ArrayFile::read(path, KIND)?;
         let position = file.get::<Ix0>(POSITION)?.into_scalar();
-        if !(position >= 0.0) || position.fract() != 0.0 || position > 2_f64.powi(53) {
+        if !(0.0..=2_f64.powi(53)).contains(&position) || position.fract() != 0.0 {
             return Err(Error::file(
                 path,
                 format!("`position` is {position}, expected a number of tokens"),
