@@ -10,8 +10,12 @@ use attn_wgpu::{Capabilities, expand};
 type Catalogue = fn(&Capabilities) -> Vec<Entry>;
 
 /// One line a crate that has kernels.
-const CATALOGUES: &[Catalogue] =
-    &[catalogue::entries, attn_flexprefill::kernels, attn_routing::kernels];
+const CATALOGUES: &[Catalogue] = &[
+    catalogue::entries,
+    attn_flexprefill::kernels,
+    attn_routing::kernels,
+    attn_lightning::kernels,
+];
 
 /// What all devices that get a text have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
