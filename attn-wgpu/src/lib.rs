@@ -45,6 +45,7 @@ mod profile;
 pub mod rope;
 mod rows;
 pub mod sample;
+pub mod scan;
 pub mod select;
 pub mod settings;
 pub mod softmax;
