@@ -109,6 +109,16 @@ fn single(tensor: &Tensor) -> Tensor {
     four(&tensor.with_layout(&shape, &strides))
 }
 
+/// Element `index` of each row of a tensor, as a view with one dimension less.
+///
+/// # Errors
+/// [`attn_core::Error::Config`] where there is no such element.
+pub fn column(x: &Tensor, index: usize) -> Result<Tensor> {
+    let dim = x.shape().len().saturating_sub(1);
+    let column = x.narrow(dim, index, 1)?;
+    Ok(column.with_layout(&x.shape()[..dim], &x.strides()[..dim]))
+}
+
 /// Checks a tensor of floats with four dimensions `[batch, heads, tokens, width]`.
 fn check_rows(arg: &'static str, x: &Tensor, gpu: &Gpu) -> Result<[usize; 4]> {
     rows::check(arg, x, gpu)?;

@@ -73,10 +73,7 @@ impl SoftmaxState {
     }
 
     fn column(&self, index: usize) -> Result<Tensor> {
-        let shape = &self.elements.shape()[..2];
-        let strides = &self.elements.strides()[..2];
-        let column = self.elements.narrow(2, self.width.next_multiple_of(4) + index, 1)?;
-        Ok(column.with_layout(shape, strides))
+        super::column(&self.elements, self.width.next_multiple_of(4) + index)
     }
 
     /// `[batch, heads, width]`.
@@ -120,11 +117,24 @@ impl SoftmaxState {
         let v = Tensor::zeros(gpu, &[1, 1, 1, width.max(1)], DType::F32)?;
         let v = v.narrow(3, 0, width)?.expand(&[batch, heads, 1, width])?;
         let scan = softmax_scan(&scores, &v, Some(self), DType::F32)?;
-        let out = scan.out.with_layout(
-            &[batch, heads, width],
-            &scan.out.strides()[..2].iter().copied().chain([1]).collect::<Vec<_>>(),
-        );
+        let out = scan.out.reshape(&[batch, heads, width])?;
         Ok((out, scan.lse.reshape(&[batch, heads])?))
+    }
+
+    /// The element of these tokens and then those of `later`.
+    ///
+    /// # Errors
+    /// [`attn_core::Error::Shape`] where the extents differ; errors of the device.
+    pub fn merge(&self, later: &SoftmaxState) -> Result<SoftmaxState> {
+        let gpu = self.elements.gpu();
+        later.check("later", self.shape(), gpu)?;
+        let [batch, heads, width] = self.shape();
+        let merged = SoftmaxState::uninit(gpu, batch, heads, width)?;
+        if batch * heads > 0 {
+            let later = single(&later.elements);
+            merge(gpu, &later, Some(&single(&self.elements)), &single(&merged.elements), true)?;
+        }
+        Ok(merged)
     }
 
     /// Bytes on the device.
@@ -132,12 +142,12 @@ impl SoftmaxState {
         4 * self.elements.len()
     }
 
-    fn check(&self, expected: [usize; 3], gpu: &Gpu) -> Result<()> {
-        rows::check_device("first", &self.elements, gpu)?;
+    fn check(&self, arg: &'static str, expected: [usize; 3], gpu: &Gpu) -> Result<()> {
+        rows::check_device(arg, &self.elements, gpu)?;
         if self.shape() == expected {
             return Ok(());
         }
-        Err(attn_core::Error::shape("first", format!("{expected:?}"), &self.shape()).into())
+        Err(attn_core::Error::shape(arg, format!("{expected:?}"), &self.shape()).into())
     }
 }
 
@@ -281,7 +291,7 @@ pub fn softmax_fold(
     let last = SoftmaxState::uninit(v.gpu(), batch, heads, width)?;
     windows(scores, v, first, &last, None, &mut |walk, first, last| {
         let totals = walk.totals()?;
-        walk.merge(&totals, first, last, true)
+        merge(walk.gpu, &totals, first, last, true)
     })?;
     Ok(last)
 }
@@ -301,7 +311,7 @@ fn check(scores: &Tensor, v: &Tensor, first: Option<&SoftmaxState>) -> Result<[u
     check_numbers("scores", scores, &[batch, heads, tokens], gpu)?;
     group_of("v", heads_v, heads, v.shape())?;
     if let Some(first) = first {
-        first.check([batch, heads, width], gpu)?;
+        first.check("first", [batch, heads, width], gpu)?;
     }
     Ok([batch, heads, tokens, width])
 }
@@ -328,7 +338,7 @@ fn scan(
         let totals = walk.totals()?;
         let &[batch, heads, ..] = totals.shape() else { return Ok(()) };
         let prefixes = Tensor::uninit(walk.gpu, &[batch, heads, tiles, width + 4], DType::F32)?;
-        walk.merge(&totals, first, &prefixes, false)?;
+        merge(walk.gpu, &totals, first, &prefixes, false)?;
         walk.tiles(Some(&prefixes), last)
     })?;
     Ok(state)
@@ -434,38 +444,38 @@ impl Walk<'_> {
         let rows = [batch * heads, tiles, chunks + 1];
         run(self.gpu, kernel, &bindings, bytemuck::bytes_of(&params), rows, tile)
     }
-
-    /// Prefixes before the tiles, or the element of all of them alone.
-    fn merge(
-        &self,
-        totals: &Tensor,
-        first: Option<&Tensor>,
-        target: &Tensor,
-        last: bool,
-    ) -> Result<()> {
-        let &[batch, heads, tiles, lanes] = totals.shape() else { return Ok(()) };
-        let (target_binding, target_place) = bound(target, 4);
-        let mut bindings = vec![totals.binding().0, target_binding];
-        let mut first_place = [0; 4];
-        if let Some(first) = first {
-            let (binding, place) = bound(first, 4);
-            bindings.push(binding);
-            first_place = place;
-        }
-        let params = TotalsParams {
-            planes: (batch * heads) as u32,
-            heads: heads as u32,
-            chunks: (lanes / 4 - 1) as u32,
-            tiles: tiles as u32,
-            first: first_place,
-            target: target_place,
-        };
-        let constants = totals_constants(first.is_some(), last, constants(self.gpu.capabilities()));
-        let rows = [batch * heads, lanes / 4, 1];
-        run(self.gpu, (&TOTALS, constants), &bindings, bytemuck::bytes_of(&params), rows, tiles)
-    }
 }
 
 pub(crate) fn totals_constants(first: bool, last: bool, constants: Constants) -> Constants {
     constants.flag("FIRST", first).flag("LAST", last)
+}
+
+/// Prefixes before the tiles, or the element of all of them alone.
+fn merge(
+    gpu: &Gpu,
+    totals: &Tensor,
+    first: Option<&Tensor>,
+    target: &Tensor,
+    last: bool,
+) -> Result<()> {
+    let &[batch, heads, tiles, lanes] = totals.shape() else { return Ok(()) };
+    let (target_binding, target_place) = bound(target, 4);
+    let mut bindings = vec![totals.binding().0, target_binding];
+    let mut first_place = [0; 4];
+    if let Some(first) = first {
+        let (binding, place) = bound(first, 4);
+        bindings.push(binding);
+        first_place = place;
+    }
+    let params = TotalsParams {
+        planes: (batch * heads) as u32,
+        heads: heads as u32,
+        chunks: (lanes / 4 - 1) as u32,
+        tiles: tiles as u32,
+        first: first_place,
+        target: target_place,
+    };
+    let constants = totals_constants(first.is_some(), last, constants(gpu.capabilities()));
+    let rows = [batch * heads, lanes / 4, 1];
+    run(gpu, (&TOTALS, constants), &bindings, bytemuck::bytes_of(&params), rows, tiles)
 }
