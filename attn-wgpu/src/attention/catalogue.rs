@@ -84,6 +84,9 @@ pub fn entries(capabilities: &Capabilities) -> Vec<Entry> {
     for (source, constants, variant) in crate::plan::catalogue::variants(capabilities) {
         list.add(source, constants, variant);
     }
+    for (source, constants, variant) in crate::linear_attention::catalogue::variants(capabilities) {
+        list.add(source, constants, variant);
+    }
     crate::matmul::catalogue::list(capabilities, |source, constants, variant| {
         list.add(source, constants, variant);
     });
