@@ -39,6 +39,7 @@ mod state;
 use attn_core::{AttentionShape, Error, Result};
 use ndarray::{Array1, Array2, Array3, Array4, ArrayView2, ArrayView4, ArrayViewMut1, Axis, s};
 
+pub(crate) use state::STATE_KIND;
 pub use state::State;
 
 use crate::Config;

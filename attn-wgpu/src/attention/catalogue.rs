@@ -78,6 +78,9 @@ pub fn entries(capabilities: &Capabilities) -> Vec<Entry> {
     for (source, constants, variant) in crate::select::catalogue::variants(capabilities) {
         list.add(source, constants, variant);
     }
+    for (source, constants, variant) in crate::scan::catalogue::variants(capabilities) {
+        list.add(source, constants, variant);
+    }
     for (source, constants, variant) in crate::plan::catalogue::variants(capabilities) {
         list.add(source, constants, variant);
     }

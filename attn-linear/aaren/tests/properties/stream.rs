@@ -1,7 +1,8 @@
 //! Streams: cut anywhere, saved anywhere, merged.
 
+use attn_aaren::Config;
 use attn_aaren::reference::{State, prefill};
-use attn_aaren::{Config, Error};
+use attn_core::Error;
 use ndarray::{Array2, Array3, s};
 use proptest::prelude::*;
 

@@ -9,7 +9,7 @@ use super::{Inputs, Output, Plane, PlaneOutput, check, expect, sigmoid};
 use crate::Config;
 
 /// What the file of a state says it is.
-const KIND: &str = "attn-flowformer state";
+pub(crate) const STATE_KIND: &str = "attn-flowformer state";
 
 /// What a causal stream keeps: for each head four sums of `dim_qk` elements, the matrix M, and the largest
 /// flow with the sum of exponentials; and how many tokens there were, which padding does not add to.
@@ -136,7 +136,7 @@ impl State {
     /// # Errors
     /// [`Error::File`] where it cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        ArrayFile::new(KIND)
+        ArrayFile::new(STATE_KIND)
             .with("tokens", self.tokens.mapv(|tokens| tokens as f64).view())
             .with("k", self.k().view())
             .with("q", self.q().view())
@@ -154,7 +154,7 @@ impl State {
     /// [`Error::File`] where the file cannot be read or holds something else.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let file = ArrayFile::read(path, KIND)?;
+        let file = ArrayFile::read(path, STATE_KIND)?;
         let memory = file.get::<Ix4>("memory")?;
         let (batch, heads, dim_qk, dim_v) = memory.dim();
         let sums = |name| array::<Ix3>(&file, path, name, &[batch, heads, dim_qk]);

@@ -1,7 +1,8 @@
 //! The causal form: prefixes, streams, files.
 
+use attn_core::Error;
+use attn_flowformer::Config;
 use attn_flowformer::reference::{State, prefill};
-use attn_flowformer::{Config, Error};
 use ndarray::s;
 use proptest::prelude::*;
 

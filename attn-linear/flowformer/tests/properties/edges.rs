@@ -1,7 +1,8 @@
 //! Calls that are empty, extreme or wrong, and padding.
 
+use attn_core::Error;
+use attn_flowformer::Config;
 use attn_flowformer::reference::{Cotangents, Inputs, State, backward, forward, prefill};
-use attn_flowformer::{Config, Error};
 use ndarray::{Array2, Array4, Axis, s};
 use proptest::prelude::*;
 

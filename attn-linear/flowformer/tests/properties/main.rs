@@ -1,6 +1,7 @@
 //! Laws of the reference.
 
 mod causal;
+mod device;
 mod edges;
 mod full;
 mod gradients;
