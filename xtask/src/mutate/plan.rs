@@ -116,9 +116,11 @@ const FORWARD: Row = Row {
         "attention::causal_masks_are_aligned_bottom_right",
         "forms::any_configuration_equals_the_reference",
         "attention::nan_in_masked_keys_and_values_changes_nothing",
+        "forms::modifiers_see_their_place",
     ],
     long: &[
-        "forms::modifiers_see_their_place",
+        "forms::soft_cap",
+        "forms::row_max_and_argmax",
         "attention::strided_inputs_and_outputs",
         "attention::extreme_and_equal_logits",
         "attention::rows_without_keys_are_zero",
@@ -157,6 +159,7 @@ const DECODE: Row = Row {
     quick: &[
         "forms::modifiers_see_their_place",
         "forms::decode_equals_prefill",
+        "places::sinks_beyond_a_chunk",
         "attention::causal_masks_are_aligned_bottom_right",
         "forms::decode_of_long_keys",
         "forms::any_configuration_equals_the_reference",
@@ -175,6 +178,7 @@ const MERGE: Row = Row {
     of: "",
     quick: &[
         "forms::the_neutral_element_of_merge",
+        "places::parts_of_small_weight",
         "forms::decode_equals_prefill",
         "forms::merging_disjoint_parts",
         "forms::sinks",
@@ -202,6 +206,13 @@ const UNEVEN: Row = Row {
     ],
     long: &[],
 };
+
+/// Windows around tiles.
+const WINDOWS: Row =
+    Row { of: "", quick: &["places::windows_wider_than_tiles_and_one_sided_ones"], long: &[] };
+
+/// Fields of 16 bits.
+const HEADS: Row = Row { of: "", quick: &["places::a_group_of_many_heads"], long: &[] };
 
 const COLUMNS: Row = Row {
     of: "",
@@ -446,13 +457,13 @@ const PLAN_LISTS: Row = Row {
 
 /// Files with the kernels that they are or that import them; a snippet's first kernels first.
 const BY_FILE: &[(&str, &[&Row])] = &[
-    ("attention_forward", &[&FORWARD]),
-    ("attention_absorb", &[&FORWARD, &DECODE]),
-    ("attention_logits", &[&FORWARD, &DECODE, &BACKWARD]),
+    ("attention_forward", &[&FORWARD, &UNEVEN]),
+    ("attention_absorb", &[&FORWARD, &DECODE, &UNEVEN]),
+    ("attention_logits", &[&FORWARD, &DECODE, &WINDOWS, &BACKWARD, &HEADS]),
     ("attention_lanes", &[&UNEVEN, &FORWARD, &DECODE, &BACKWARD]),
     ("attention_arguments", &[&FORWARD, &DECODE, &BACKWARD]),
     ("attention_item", &[&FORWARD, &DECODE, &BACKWARD, &FOLDED]),
-    ("attention_segments", &[&FORWARD, &BACKWARD]),
+    ("attention_segments", &[&WINDOWS, &FORWARD, &BACKWARD]),
     ("attention_storage", &[&FORWARD, &DECODE]),
     ("attention_decode", &[&DECODE, &UNEVEN]),
     ("attention_merge", &[&MERGE]),
@@ -477,10 +488,10 @@ const BY_FILE: &[(&str, &[&Row])] = &[
     ("plan_visit", &[&PLAN_GRADS]),
     ("plan_walk", &[&PLAN, &PLAN_GRADS]),
     ("plan_work", &[&PLAN, &PLAN_GRADS]),
-    ("attention_backward_q", &[&BACKWARD]),
-    ("attention_backward_kv", &[&BACKWARD]),
+    ("attention_backward_q", &[&BACKWARD, &UNEVEN]),
+    ("attention_backward_kv", &[&BACKWARD, &UNEVEN]),
     ("attention_pairs", &[&BACKWARD]),
-    ("attention_columns", &[&COLUMNS]),
+    ("attention_columns", &[&COLUMNS, &UNEVEN]),
     ("attention_weights", &[&WEIGHTS]),
     ("attention_delta", &[&DELTA]),
     ("attention_sinks", &[&SINKS]),
