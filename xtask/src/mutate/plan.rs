@@ -78,7 +78,14 @@ const BY_FLAG: &[Row] = &[
         quick: &["forms::sinks", "places::parts_of_a_call_know_their_sinks"],
         long: &[],
     },
-    Row { of: "KEY_BIAS", quick: &["plan::biases_modifiers_and_soft_cap"], long: &[] },
+    Row {
+        of: "KEY_BIAS",
+        quick: &[
+            "plan::biases_modifiers_and_soft_cap",
+            "plan_laws::nan_in_keys_behind_a_row_changes_nothing_with_biases",
+        ],
+        long: &[],
+    },
     Row { of: "STATS", quick: &["forms::row_max_and_argmax"], long: &[] },
     Row { of: "SLICED", quick: &["forms::sequences_beyond_65536_tokens"], long: &[] },
     Row {
@@ -419,6 +426,7 @@ const PLAN: Row = Row {
         "plan::chunks_of_any_length",
         "plan::empty_rows_and_empty_tensors",
         "plan::biases_modifiers_and_soft_cap",
+        "plan::head_dims",
     ],
     long: &[
         "plan_laws::rows_of_every_kind_are_the_same_plan",
@@ -440,6 +448,7 @@ const PLAN_GRADS: Row = Row {
         "plan_backward::groups_windows_and_callers_tensors",
         "plan_backward::biases_modifiers_and_soft_cap",
         "plan_backward::nan_in_keys_that_are_not_selected_changes_nothing",
+        "plan_backward::head_dims",
     ],
     long: &[
         "plan_backward::lengths_ratios_and_shares",
