@@ -87,7 +87,11 @@ const BY_FLAG: &[Row] = &[
         long: &[],
     },
     Row { of: "STATS", quick: &["forms::row_max_and_argmax"], long: &[] },
-    Row { of: "SLICED", quick: &["forms::sequences_beyond_65536_tokens"], long: &[] },
+    Row {
+        of: "SLICED",
+        quick: &["forms::sequences_beyond_65536_tokens", "forms::half_tensors_in_other_layouts"],
+        long: &[],
+    },
     Row {
         of: "F16",
         quick: &[
