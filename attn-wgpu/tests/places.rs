@@ -89,26 +89,51 @@ fn column_sums_know_their_batch_and_head() {
     }
 }
 
-/// And in the backward pass, also where it is split by batch entries and heads. Keys are told apart, too.
-#[test]
-fn gradients_know_their_batch_and_head() {
-    let Some(gpu) = gpu() else { return };
-    let Some(split) = open(Gpu::builder().max_work_per_dispatch(1.0)) else { return };
+/// A modifier with a derivative that tells batch entries, heads and keys apart.
+fn factor() -> Modifier {
     let factor = |at: &attn_core::ModifierArgs| {
         let plane = 1.0 + 0.5 * at.head as f64 - 0.25 * at.batch as f64;
         plane + 0.0625 * (at.key % 4) as f64
     };
     let text = "1.0 + 0.5 * f32(head) - 0.25 * f32(batch) + 0.0625 * f32(key % 4)";
-    let place = Modifier::score("place", format!("return score * ({text});"))
+    Modifier::score("factor", format!("return score * ({text});"))
         .with_derivative(format!("return {text};"))
         .with_host(move |score, at| score * factor(at))
-        .with_host_derivative(move |_, at| factor(at));
-    let config = masked(Mask::Causal).with_modifier(place);
+        .with_host_derivative(move |_, at| factor(at))
+}
+
+/// And in the backward pass, also where it is split by batch entries and heads. Keys are told apart, too.
+#[test]
+fn gradients_know_their_batch_and_head() {
+    let Some(gpu) = gpu() else { return };
+    let Some(split) = open(Gpu::builder().max_work_per_dispatch(1.0)) else { return };
+    let config = masked(Mask::Causal).with_modifier(factor());
     let inputs = normal(shape([3, 4, 2, 15, 21, 16, 16]), 6);
     let (d_out, d_lse) = cotangents(&inputs.shape, 7);
     for gpu in [gpu, split] {
         let got = gradients(&gpu, &inputs, &config, &d_out, Some(&d_lse)).unwrap();
         judge_gradients("place", &inputs, &config, &d_out, Some(&d_lse), &got).unwrap();
+    }
+}
+
+/// Keys are counted inside their document, and under bits from the first on.
+#[test]
+fn modifiers_in_documents_and_under_bits() {
+    let Some(gpu) = gpu() else { return };
+    let (m, n) = (15, 25);
+    let inputs = normal(shape([1, 2, 1, m, n, 16, 16]), 19);
+    let (d_out, d_lse) = cotangents(&inputs.shape, 20);
+    let odd = Modifier::mask("odd", "return key % 2 == 1 || key == position;")
+        .with_host(|_, at| f64::from(u8::from(at.key % 2 == 1 || at.key as i64 == at.position)));
+    let documents =
+        Mask::Documents { cu_q: vec![0, 6, m], cu_k: vec![0, 9, n], inner: Box::new(Mask::Causal) };
+    let bits = Mask::Bits(BitMask::from_fn(m, n, |query, key| (query + key) % 3 != 0));
+    for config in [documents, bits].map(masked) {
+        check(&gpu, &inputs, &config.clone().with_modifier(odd.clone()));
+        let config = config.with_modifier(factor());
+        check(&gpu, &inputs, &config);
+        let got = gradients(&gpu, &inputs, &config, &d_out, Some(&d_lse)).unwrap();
+        judge_gradients("documents", &inputs, &config, &d_out, Some(&d_lse), &got).unwrap();
     }
 }
 

@@ -38,7 +38,11 @@ struct Row {
 const BY_FLAG: &[Row] = &[
     Row {
         of: "BITS",
-        quick: &["forms::nan_behind_bits_changes_nothing", "places::bits_beyond_65536_keys"],
+        quick: &[
+            "forms::nan_behind_bits_changes_nothing",
+            "places::modifiers_in_documents_and_under_bits",
+            "places::bits_beyond_65536_keys",
+        ],
         long: &["forms::explicit_bits", "backward::nan_that_nobody_sees_changes_nothing"],
     },
     Row {
@@ -48,7 +52,11 @@ const BY_FLAG: &[Row] = &[
     },
     Row {
         of: "MODIFIER_SCORE",
-        quick: &["forms::modifiers_see_their_place", "backward::finite_differences"],
+        quick: &[
+            "forms::modifiers_see_their_place",
+            "places::modifiers_in_documents_and_under_bits",
+            "backward::finite_differences",
+        ],
         long: &[
             "forms::mask_modifiers_and_scores_that_mask",
             "backward::soft_cap_modifiers_and_sinks",
@@ -56,7 +64,10 @@ const BY_FLAG: &[Row] = &[
     },
     Row {
         of: "MODIFIER_MASK",
-        quick: &["backward::derivatives_are_asked_for_only_where_scores_change"],
+        quick: &[
+            "places::modifiers_in_documents_and_under_bits",
+            "backward::derivatives_are_asked_for_only_where_scores_change",
+        ],
         long: &["forms::mask_modifiers_and_scores_that_mask"],
     },
     Row {
