@@ -221,6 +221,27 @@ fn parts_of_small_weight() {
     near(floats(&merged.lse), -900.0 + sum.ln());
 }
 
+/// The soft cap has all digits but a few units of the last, below the bound of its series, and but a few more above,
+/// where a difference is taken: with one key, the log-sum-exp is the capped logit.
+#[test]
+fn digits_of_the_soft_cap() {
+    let Some(gpu) = gpu() else { return };
+    let mut inputs = normal(shape([1, 32, 1, 1, 1, 4, 4]), 21);
+    inputs.k = vec![1.0, 0.0, 0.0, 0.0];
+    for (bound, tolerance) in [(0.25, 4e-7), (0.5, 2e-6)] {
+        let x = |head: usize| bound - (head + 1) as f32 / 1024.0;
+        for (head, q) in inputs.q.chunks_mut(4).enumerate() {
+            // The scale is 1 / 2, and the cap 2.
+            q.copy_from_slice(&[4.0 * x(head), 0.0, 0.0, 0.0]);
+        }
+        let got = attend(&gpu, &inputs, &masked(Mask::Causal).with_soft_cap(2.0)).unwrap();
+        for (head, &lse) in got.lse.iter().enumerate() {
+            let want = 2.0 * f64::from(x(head)).tanh();
+            assert!((f64::from(lse) - want).abs() < tolerance * want, "{head}: {lse} {want}");
+        }
+    }
+}
+
 /// More query heads of one key head than 15 bits hold.
 #[test]
 fn a_group_of_many_heads() {

@@ -47,7 +47,11 @@ const BY_FLAG: &[Row] = &[
     },
     Row {
         of: "SOFT_CAP",
-        quick: &["forms::soft_cap", "backward::finite_differences"],
+        quick: &[
+            "places::digits_of_the_soft_cap",
+            "forms::soft_cap",
+            "backward::finite_differences",
+        ],
         long: &["backward::soft_cap_modifiers_and_sinks"],
     },
     Row {
@@ -434,12 +438,12 @@ const SORTED: Row = Row {
 const PLAN: Row = Row {
     of: "",
     quick: &[
+        "plan::empty_rows_and_empty_tensors",
         "plan_laws::every_key_counts_once",
         "plan::plans_that_kernels_write",
         "plan_laws::nan_in_keys_that_are_not_selected_changes_nothing",
         "plan_laws::neighbours_splits_and_runs_change_no_bit",
         "plan::chunks_of_any_length",
-        "plan::empty_rows_and_empty_tensors",
         "plan::biases_modifiers_and_soft_cap",
         "plan::head_dims",
     ],
@@ -458,8 +462,8 @@ const PLAN: Row = Row {
 const PLAN_GRADS: Row = Row {
     of: "",
     quick: &[
-        "plan_backward::chunks_of_any_length",
         "plan_backward::empty_rows_and_empty_tensors",
+        "plan_backward::chunks_of_any_length",
         "plan_backward::groups_windows_and_callers_tensors",
         "plan_backward::biases_modifiers_and_soft_cap",
         "plan_backward::nan_in_keys_that_are_not_selected_changes_nothing",
