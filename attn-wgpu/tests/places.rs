@@ -89,17 +89,17 @@ fn column_sums_know_their_batch_and_head() {
     }
 }
 
-/// A modifier with a derivative that tells batch entries, heads and keys apart.
+/// A modifier with a derivative that tells batch entries, heads, keys and scores apart.
 fn factor() -> Modifier {
     let factor = |at: &attn_core::ModifierArgs| {
         let plane = 1.0 + 0.5 * at.head as f64 - 0.25 * at.batch as f64;
         plane + 0.0625 * (at.key % 4) as f64
     };
     let text = "1.0 + 0.5 * f32(head) - 0.25 * f32(batch) + 0.0625 * f32(key % 4)";
-    Modifier::score("factor", format!("return score * ({text});"))
-        .with_derivative(format!("return {text};"))
-        .with_host(move |score, at| score * factor(at))
-        .with_host_derivative(move |_, at| factor(at))
+    Modifier::score("factor", format!("return score * ({text} + 0.0625 * score);"))
+        .with_derivative(format!("return {text} + 0.125 * score;"))
+        .with_host(move |score, at| score * (factor(at) + 0.0625 * score))
+        .with_host_derivative(move |score, at| factor(at) + 0.125 * score)
 }
 
 /// And in the backward pass, also where it is split by batch entries and heads. Keys are told apart, too.
@@ -116,7 +116,7 @@ fn gradients_know_their_batch_and_head() {
     }
 }
 
-/// Keys are counted inside their document, and under bits from the first on.
+/// Keys are counted inside their document, and under bits from the first on; scores come from the soft cap.
 #[test]
 fn modifiers_in_documents_and_under_bits() {
     let Some(gpu) = gpu() else { return };
@@ -130,7 +130,7 @@ fn modifiers_in_documents_and_under_bits() {
     let bits = Mask::Bits(BitMask::from_fn(m, n, |query, key| (query + key) % 3 != 0));
     for config in [documents, bits].map(masked) {
         check(&gpu, &inputs, &config.clone().with_modifier(odd.clone()));
-        let config = config.with_modifier(factor());
+        let config = config.with_soft_cap(2.0).with_modifier(factor());
         check(&gpu, &inputs, &config);
         let got = gradients(&gpu, &inputs, &config, &d_out, Some(&d_lse)).unwrap();
         judge_gradients("documents", &inputs, &config, &d_out, Some(&d_lse), &got).unwrap();

@@ -50,6 +50,7 @@ const BY_FLAG: &[Row] = &[
         quick: &[
             "places::digits_of_the_soft_cap",
             "forms::soft_cap",
+            "places::modifiers_in_documents_and_under_bits",
             "backward::finite_differences",
         ],
         long: &["backward::soft_cap_modifiers_and_sinks"],
