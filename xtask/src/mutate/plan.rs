@@ -446,6 +446,7 @@ const PLAN: Row = Row {
         "plan_laws::neighbours_splits_and_runs_change_no_bit",
         "plan::chunks_of_any_length",
         "plan::biases_modifiers_and_soft_cap",
+        "plan::extreme_and_equal_logits",
         "plan::head_dims",
     ],
     long: &[
