@@ -10,7 +10,7 @@ use attn_core::{Mask, Modifier, alibi_slopes};
 use attn_wgpu::attention::Cotangents;
 use attn_wgpu::plan::{DevicePlan, Grads, PlanAttention};
 use attn_wgpu::{DType, Error, Gpu, Tensor, wgpu};
-use common::plans::{blocks, config, gradients, gradients_with, judge_gradients};
+use common::plans::{blocks, config, gradients, gradients_with, judge, judge_gradients, run};
 use common::{Uploaded, cases, cotangents, download, gpu, normal, open, rounded, shape, upload};
 use proptest::prelude::*;
 
@@ -262,6 +262,47 @@ fn half_storage() {
             let want: Vec<f64> = want.iter().map(|&x| f64::from(x)).collect();
             let errors = compare(&download(&got.contiguous().unwrap()).unwrap(), &want);
             assert!(errors.rel_l2 < tolerance, "{name} {dtype:?}: {errors:?}");
+        }
+    }
+}
+
+/// Groups that are softmaxes of their own, some of them empty, with fewer queries than keys, computed at
+/// once and head by head.
+#[test]
+fn weighted_groups_know_their_rows() {
+    let Some(gpu) = gpu() else { return };
+    let Some(working) = open(Gpu::builder().max_work_per_dispatch(1e3)) else { return };
+    let (m, n) = (21, 33);
+    let inputs = normal(shape([2, 4, 2, m, n, 8, 12]), 13);
+    let extents = PlanShape::from(&inputs.shape);
+    let (d_out, d_lse) = cotangents(&inputs.shape, 8);
+    let cotangents = (d_out.as_slice(), Some(d_lse.as_slice()));
+    for (share, percent, near) in [
+        (Share::PerHead, 15, Near::default()),
+        (Share::PerKvHead, 50, NEAR),
+        (Share::AllHeads, 50, NEAR),
+    ] {
+        let mut plan = blocks(extents, share, true, [m as u32, 4], percent);
+        let planes = plan.planes();
+        let each = |pair: [u32; 2]| pair.repeat(planes);
+        let rows = Rows::Ranges {
+            plane_ptr: (0..=planes as u32).map(|plane| 2 * plane).collect(),
+            q_start: each([0, 7]),
+            q_len: each([13, 14]),
+        };
+        let entries = blocks(extents, share, true, [11, 4], percent).parts.swap_remove(0).entries;
+        plan.parts.insert(0, Part::new(rows, entries));
+        let gates = (0..27 * planes).map(|i| (i % 5) as f32 / 2.0 - 1.0).collect();
+        let plan = plan.with_near(near).with_combine(Combine::Gate(vec![Some(gates), None]));
+        let plan = plan.canonicalise().unwrap();
+        let config = config(&plan);
+        for gpu in [&gpu, &working] {
+            let output = run(gpu, &inputs, &plan, &config);
+            let empty = output.lse.contains(&f32::NEG_INFINITY);
+            assert_eq!(empty, share == Share::PerHead);
+            judge(&inputs, &plan, &config, &output).unwrap();
+            let got = gradients(gpu, &inputs, &plan, &config, cotangents);
+            judge_gradients(&inputs, &plan, &config, cotangents, &got).unwrap();
         }
     }
 }

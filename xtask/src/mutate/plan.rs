@@ -500,6 +500,7 @@ const PLAN_GRADS: Row = Row {
     of: "",
     quick: &[
         "plan_backward::empty_rows_and_empty_tensors",
+        "plan_backward::weighted_groups_know_their_rows",
         "plan_backward::chunks_of_any_length",
         "plan_backward::groups_windows_and_callers_tensors",
         "plan_backward::biases_modifiers_and_soft_cap",
