@@ -10,7 +10,9 @@ use attn_core::{Mask, Modifier, alibi_slopes};
 use attn_wgpu::attention::Cotangents;
 use attn_wgpu::plan::{DevicePlan, Grads, PlanAttention};
 use attn_wgpu::{DType, Error, Gpu, Tensor, wgpu};
-use common::plans::{blocks, config, gradients, gradients_with, judge, judge_gradients, run};
+use common::plans::{
+    blocks, config, gradients, gradients_with, judge, judge_gradients, ranges, run, run_with,
+};
 use common::{Uploaded, cases, cotangents, download, gpu, normal, open, rounded, shape, upload};
 use proptest::prelude::*;
 
@@ -267,35 +269,33 @@ fn half_storage() {
 }
 
 /// Groups that are softmaxes of their own, some of them empty, with fewer queries than keys, computed at
-/// once and head by head.
+/// once and in parts: a head, or some of them.
 #[test]
 fn weighted_groups_know_their_rows() {
     let Some(gpu) = gpu() else { return };
-    let Some(working) = open(Gpu::builder().max_work_per_dispatch(1e3)) else { return };
-    let (m, n) = (21, 33);
-    let inputs = normal(shape([2, 4, 2, m, n, 8, 12]), 13);
-    let extents = PlanShape::from(&inputs.shape);
-    let (d_out, d_lse) = cotangents(&inputs.shape, 8);
-    let cotangents = (d_out.as_slice(), Some(d_lse.as_slice()));
-    for (share, percent, near) in [
-        (Share::PerHead, 15, Near::default()),
-        (Share::PerKvHead, 50, NEAR),
-        (Share::AllHeads, 50, NEAR),
+    let place = "return score + 0.05 * (f32(batch) * f32(key) - f32(head) * f32(position));";
+    let place = Modifier::score("place", place)
+        .with_derivative("return 1.0;")
+        .with_host_derivative(|_, _| 1.0)
+        .with_host(|score, at| {
+            let product = at.batch as f64 * at.key as f64 - at.head as f64 * at.position as f64;
+            score + f64::from(0.05_f32) * product
+        });
+    for (share, dim_v, percent, near, modifier, work) in [
+        (Share::PerHead, 4, 15, Near::default(), None, 1e3),
+        (Share::PerKvHead, 12, 50, NEAR, None, 4e5),
+        (Share::AllHeads, 12, 50, NEAR, Some(place), 2e5),
     ] {
-        let mut plan = blocks(extents, share, true, [m as u32, 4], percent);
-        let planes = plan.planes();
-        let each = |pair: [u32; 2]| pair.repeat(planes);
-        let rows = Rows::Ranges {
-            plane_ptr: (0..=planes as u32).map(|plane| 2 * plane).collect(),
-            q_start: each([0, 7]),
-            q_len: each([13, 14]),
-        };
-        let entries = blocks(extents, share, true, [11, 4], percent).parts.swap_remove(0).entries;
-        plan.parts.insert(0, Part::new(rows, entries));
-        let gates = (0..27 * planes).map(|i| (i % 5) as f32 / 2.0 - 1.0).collect();
-        let plan = plan.with_near(near).with_combine(Combine::Gate(vec![Some(gates), None]));
-        let plan = plan.canonicalise().unwrap();
-        let config = config(&plan);
+        let Some(working) = open(Gpu::builder().max_work_per_dispatch(work)) else { return };
+        let inputs = normal(shape([2, 6, 3, 21, 33, 8, dim_v]), 13);
+        let (d_out, d_lse) = cotangents(&inputs.shape, 8);
+        let cotangents = (d_out.as_slice(), Some(d_lse.as_slice()));
+        let extents = PlanShape::from(&inputs.shape);
+        let plan = ranges(extents, share, true, &[[0, 13], [7, 14]], percent).with_near(near);
+        let gates = (0..27 * plan.planes()).map(|i| (i % 5) as f32 / 2.0 - 1.0).collect();
+        let plan =
+            plan.with_combine(Combine::Gate(vec![Some(gates), None])).canonicalise().unwrap();
+        let config = modifier.into_iter().fold(config(&plan), Config::with_modifier);
         for gpu in [&gpu, &working] {
             let output = run(gpu, &inputs, &plan, &config);
             let empty = output.lse.contains(&f32::NEG_INFINITY);
@@ -304,6 +304,26 @@ fn weighted_groups_know_their_rows() {
             let got = gradients(gpu, &inputs, &plan, &config, cotangents);
             judge_gradients(&inputs, &plan, &config, cotangents, &got).unwrap();
         }
+    }
+}
+
+/// Groups of one row less than some tiles, of just as many, and of one more, over several chunks.
+#[test]
+fn groups_around_tiles() {
+    let Some(gpu) = gpu() else { return };
+    for share in [Share::PerHead, Share::PerKvHead] {
+        let inputs = normal(shape([1, 2, 1, 321, 200, 16, 16]), 14);
+        let (d_out, d_lse) = cotangents(&inputs.shape, 9);
+        let cotangents = (d_out.as_slice(), Some(d_lse.as_slice()));
+        let each = [127, 128, 129, 159, 160, 161, 256, 320].map(|length| [1, length]);
+        let plan = ranges(PlanShape::from(&inputs.shape), share, false, &each, 85);
+        let plan = plan.with_combine(Combine::Mean).canonicalise().unwrap();
+        let attention = PlanAttention::new(&gpu, config(&plan)).unwrap().with_chunk(40);
+        let output = run_with(&attention, &gpu, &inputs, &plan, DType::F32);
+        judge(&inputs, &plan, &config(&plan), &output).unwrap();
+        let uploaded = DevicePlan::upload(&gpu, &plan).unwrap();
+        let got = gradients_with(&attention, &gpu, &inputs, &uploaded, cotangents);
+        judge_gradients(&inputs, &plan, &config(&plan), cotangents, &got).unwrap();
     }
 }
 

@@ -111,6 +111,28 @@ pub fn blocks(
     SparsePlan::new(shape, share, causal, vec![part]).canonicalise().unwrap()
 }
 
+/// Blocks for ranges of queries, `[start, length]`, the same in every plane, and a last part for all queries.
+pub fn ranges(
+    extents: PlanShape,
+    share: Share,
+    causal: bool,
+    each: &[[u32; 2]],
+    percent: u64,
+) -> SparsePlan {
+    let blocks = |bq: usize| blocks(extents, share, causal, [bq as u32, 4], percent);
+    let mut plan = blocks(extents.queries);
+    let planes = plan.planes();
+    let column = |i: usize| each.iter().map(|range| range[i]).collect::<Vec<u32>>().repeat(planes);
+    let rows = Rows::Ranges {
+        plane_ptr: (0..=planes).map(|plane| (plane * each.len()) as u32).collect(),
+        q_start: column(0),
+        q_len: column(1),
+    };
+    let groups = blocks(extents.queries.div_ceil(each.len()));
+    plan.parts.insert(0, Part::new(rows, groups.parts[0].entries.clone()));
+    plan
+}
+
 /// Gradients on the host.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlanGrads {

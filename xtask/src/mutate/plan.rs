@@ -477,6 +477,8 @@ const PLAN: Row = Row {
         "plan::empty_rows_and_empty_tensors",
         "plan_laws::every_key_counts_once",
         "plan::plans_that_kernels_write",
+        "plan_backward::weighted_groups_know_their_rows",
+        "plan_backward::groups_around_tiles",
         "plan_laws::nan_in_keys_that_are_not_selected_changes_nothing",
         "plan_laws::neighbours_splits_and_runs_change_no_bit",
         "plan::chunks_of_any_length",
@@ -501,6 +503,7 @@ const PLAN_GRADS: Row = Row {
     quick: &[
         "plan_backward::empty_rows_and_empty_tensors",
         "plan_backward::weighted_groups_know_their_rows",
+        "plan_backward::groups_around_tiles",
         "plan_backward::chunks_of_any_length",
         "plan_backward::groups_windows_and_callers_tensors",
         "plan_backward::biases_modifiers_and_soft_cap",
