@@ -281,10 +281,11 @@ fn weighted_groups_know_their_rows() {
             let product = at.batch as f64 * at.key as f64 - at.head as f64 * at.position as f64;
             score + f64::from(0.05_f32) * product
         });
+    let itself = Near { sink: 0, window: 1, grow: false };
     for (share, dim_v, percent, near, modifier, work) in [
         (Share::PerHead, 4, 15, Near::default(), None, 1e3),
         (Share::PerKvHead, 12, 50, NEAR, None, 4e5),
-        (Share::AllHeads, 12, 50, NEAR, Some(place), 2e5),
+        (Share::AllHeads, 12, 50, itself, Some(place), 2e5),
     ] {
         let Some(working) = open(Gpu::builder().max_work_per_dispatch(work)) else { return };
         let inputs = normal(shape([2, 6, 3, 21, 33, 8, dim_v]), 13);
@@ -292,7 +293,9 @@ fn weighted_groups_know_their_rows() {
         let cotangents = (d_out.as_slice(), Some(d_lse.as_slice()));
         let extents = PlanShape::from(&inputs.shape);
         let plan = ranges(extents, share, true, &[[0, 13], [7, 14]], percent).with_near(near);
-        let gates = (0..27 * plan.planes()).map(|i| (i % 5) as f32 / 2.0 - 1.0).collect();
+        let gate =
+            |i: usize| if i % 11 == 3 { f32::NEG_INFINITY } else { (i % 7) as f32 / 2.0 - 1.0 };
+        let gates = (0..27 * plan.planes()).map(gate).collect();
         let plan =
             plan.with_combine(Combine::Gate(vec![Some(gates), None])).canonicalise().unwrap();
         let config = modifier.into_iter().fold(config(&plan), Config::with_modifier);
@@ -311,19 +314,25 @@ fn weighted_groups_know_their_rows() {
 #[test]
 fn groups_around_tiles() {
     let Some(gpu) = gpu() else { return };
-    for share in [Share::PerHead, Share::PerKvHead] {
-        let inputs = normal(shape([1, 2, 1, 321, 200, 16, 16]), 14);
+    let keep = Modifier::mask("keep", "return key % 3 != 0;")
+        .with_host(|_, at| f64::from(u8::from(at.key % 3 != 0)));
+    for (share, heads, causal, near, modifier) in [
+        (Share::PerHead, 2, false, Near::default(), None),
+        (Share::PerKvHead, 4, true, NEAR, Some(keep)),
+    ] {
+        let inputs = normal(shape([1, heads, 1, 321, 200, 16, 16]), 14);
         let (d_out, d_lse) = cotangents(&inputs.shape, 9);
         let cotangents = (d_out.as_slice(), Some(d_lse.as_slice()));
         let each = [127, 128, 129, 159, 160, 161, 256, 320].map(|length| [1, length]);
-        let plan = ranges(PlanShape::from(&inputs.shape), share, false, &each, 85);
-        let plan = plan.with_combine(Combine::Mean).canonicalise().unwrap();
-        let attention = PlanAttention::new(&gpu, config(&plan)).unwrap().with_chunk(40);
+        let plan = ranges(PlanShape::from(&inputs.shape), share, causal, &each, 85);
+        let plan = plan.with_near(near).with_combine(Combine::Mean).canonicalise().unwrap();
+        let config = modifier.into_iter().fold(config(&plan), Config::with_modifier);
+        let attention = PlanAttention::new(&gpu, config.clone()).unwrap().with_chunk(40);
         let output = run_with(&attention, &gpu, &inputs, &plan, DType::F32);
-        judge(&inputs, &plan, &config(&plan), &output).unwrap();
+        judge(&inputs, &plan, &config, &output).unwrap();
         let uploaded = DevicePlan::upload(&gpu, &plan).unwrap();
         let got = gradients_with(&attention, &gpu, &inputs, &uploaded, cotangents);
-        judge_gradients(&inputs, &plan, &config(&plan), cotangents, &got).unwrap();
+        judge_gradients(&inputs, &plan, &config, cotangents, &got).unwrap();
     }
 }
 

@@ -9,8 +9,8 @@ use attn_core::testing::{HostInputs, compare, plant};
 use attn_wgpu::attention::{Inputs, merge};
 use attn_wgpu::plan::{DevicePlan, PlanAttention};
 use attn_wgpu::{DType, Gpu, Tensor, wgpu};
-use common::plans::{blocks, config, judge, run, run_with};
-use common::{Result32, Uploaded, gpu, normal, open, shape};
+use common::plans::{blocks, config, gradients, judge, run, run_with};
+use common::{Result32, Uploaded, cotangents, gpu, normal, open, shape};
 
 /// The problems with small heads, whose kernels compile soon.
 fn problems() -> impl Iterator<Item = (&'static str, HostInputs, SparsePlan)> {
@@ -94,6 +94,32 @@ fn nan_in_keys_behind_a_row_changes_nothing_with_biases() {
             rows.copied().collect::<Vec<f32>>()
         };
         assert_eq!(before(&planted), before(&inputs), "{m}");
+    }
+}
+
+/// A query that is NaN changes no gradient of keys that it does not see.
+#[test]
+fn nan_in_a_query_stays_in_its_keys() {
+    let Some(gpu) = gpu() else { return };
+    let inputs = normal(shape([1, 2, 1, 40, 40, 16, 16]), 15);
+    let plan = blocks(PlanShape::from(&inputs.shape), Share::PerKvHead, true, [16, 4], 40);
+    let plan = plan.with_near(Near { sink: 3, window: 9, grow: false }).canonicalise().unwrap();
+    let (mut d_out, _) = cotangents(&inputs.shape, 10);
+    let clean = gradients(&gpu, &inputs, &plan, &config(&plan), (&d_out, None));
+    let (head, query) = (1, 18);
+    let row = (head * 40 + query) * 16;
+    let mut planted = inputs.clone();
+    plant(&mut planted.q, row..row + 16, f32::NAN).unwrap();
+    plant(&mut d_out, row..row + 16, f32::NAN).unwrap();
+    let got = gradients(&gpu, &planted, &plan, &config(&plan), (&d_out, None));
+    let mask = plan.to_dense_mask(0, head).unwrap();
+    assert!((1..40).contains(&mask.count(query)));
+    for key in 0..40 {
+        let at = key * 16..(key + 1) * 16;
+        for (got, clean) in [(&got.dk, &clean.dk), (&got.dv, &clean.dv)] {
+            let same = got[at.clone()] == clean[at.clone()];
+            assert_eq!(same, !mask.get(query, key), "{key}");
+        }
     }
 }
 
