@@ -294,8 +294,11 @@ fn weighted_groups_know_their_rows() {
         let extents = PlanShape::from(&inputs.shape);
         let plan = ranges(extents, share, true, &[[0, 13], [7, 14]], percent).with_near(near);
         let plan = plan.with_max_dist(20);
-        let gate =
-            |i: usize| if i % 11 == 3 { f32::NEG_INFINITY } else { (i % 7) as f32 / 2.0 - 1.0 };
+        let gate = |i: usize| match i % 11 {
+            3 => f32::NEG_INFINITY,
+            5 => -1e30,
+            _ => (i % 7) as f32 / 2.0 - 1.0,
+        };
         let gates = (0..27 * plan.planes()).map(gate).collect();
         let plan =
             plan.with_combine(Combine::Gate(vec![Some(gates), None])).canonicalise().unwrap();
