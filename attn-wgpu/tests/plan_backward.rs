@@ -300,8 +300,11 @@ fn weighted_groups_know_their_rows() {
             _ => (i % 7) as f32 / 2.0 - 1.0,
         };
         let gates = (0..27 * plan.planes()).map(gate).collect();
-        let plan =
-            plan.with_combine(Combine::Gate(vec![Some(gates), None])).canonicalise().unwrap();
+        let combine = match share {
+            Share::AllHeads => Combine::Mean,
+            _ => Combine::Gate(vec![Some(gates), None]),
+        };
+        let plan = plan.with_combine(combine).canonicalise().unwrap();
         let config = modifier.into_iter().fold(config(&plan), Config::with_modifier);
         for gpu in [&gpu, &working] {
             let output = run(gpu, &inputs, &plan, &config);

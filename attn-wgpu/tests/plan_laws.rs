@@ -97,29 +97,37 @@ fn nan_in_keys_behind_a_row_changes_nothing_with_biases() {
     }
 }
 
-/// A query that is NaN changes no gradient of keys that it does not see.
+/// A query that is NaN changes the gradients of keys that it sees, and a key those of queries that see it.
 #[test]
-fn nan_in_a_query_stays_in_its_keys() {
+fn gradients_of_nan_are_nan_where_it_is_seen() {
     let Some(gpu) = gpu() else { return };
     let inputs = normal(shape([1, 2, 1, 40, 40, 16, 16]), 15);
     let plan = blocks(PlanShape::from(&inputs.shape), Share::PerKvHead, true, [16, 4], 40);
     let plan = plan.with_near(Near { sink: 3, window: 9, grow: false }).canonicalise().unwrap();
-    let (mut d_out, _) = cotangents(&inputs.shape, 10);
+    let (d_out, _) = cotangents(&inputs.shape, 10);
     let clean = gradients(&gpu, &inputs, &plan, &config(&plan), (&d_out, None));
-    let (head, query) = (1, 18);
+    let mask = plan.to_dense_mask(0, 0).unwrap();
+    let (head, query, key) = (1, 18, 20);
     let row = (head * 40 + query) * 16;
-    let mut planted = inputs.clone();
+    let (mut planted, mut planted_d_out) = (inputs.clone(), d_out.clone());
     plant(&mut planted.q, row..row + 16, f32::NAN).unwrap();
-    plant(&mut d_out, row..row + 16, f32::NAN).unwrap();
-    let got = gradients(&gpu, &planted, &plan, &config(&plan), (&d_out, None));
-    let mask = plan.to_dense_mask(0, head).unwrap();
-    assert!((1..40).contains(&mask.count(query)));
-    for key in 0..40 {
-        let at = key * 16..(key + 1) * 16;
+    plant(&mut planted_d_out, row..row + 16, f32::NAN).unwrap();
+    let got = gradients(&gpu, &planted, &plan, &config(&plan), (&planted_d_out, None));
+    for other in 0..40 {
+        let at = other * 16..(other + 1) * 16;
         for (got, clean) in [(&got.dk, &clean.dk), (&got.dv, &clean.dv)] {
             let same = got[at.clone()] == clean[at.clone()];
-            assert_eq!(same, !mask.get(query, key), "{key}");
+            assert_eq!(same, !mask.get(query, other), "key {other}");
         }
+    }
+    let mut planted = inputs.clone();
+    plant(&mut planted.k, key * 16..(key + 1) * 16, f32::NAN).unwrap();
+    plant(&mut planted.v, key * 16..(key + 1) * 16, f32::NAN).unwrap();
+    let got = gradients(&gpu, &planted, &plan, &config(&plan), (&d_out, None));
+    for row in 0..80 {
+        let at = row * 16..(row + 1) * 16;
+        let same = got.dq[at.clone()] == clean.dq[at];
+        assert_eq!(same, !mask.get(row % 40, key), "row {row}");
     }
 }
 

@@ -507,7 +507,7 @@ const PLAN_GRADS: Row = Row {
         "plan_backward::chunks_of_any_length",
         "plan_backward::groups_windows_and_callers_tensors",
         "plan_backward::biases_modifiers_and_soft_cap",
-        "plan_laws::nan_in_a_query_stays_in_its_keys",
+        "plan_laws::gradients_of_nan_are_nan_where_it_is_seen",
         "plan_backward::nan_in_keys_that_are_not_selected_changes_nothing",
         "plan_backward::head_dims",
     ],
