@@ -59,7 +59,7 @@ fn lengths_ratios_and_shares() {
 fn head_dims() {
     let Some(gpu) = gpu() else { return };
     for (dim_qk, dim_v) in [(64, 64), (80, 80), (128, 128), (7, 50), (192, 16), (16, 96)] {
-        for queries in [1, 70] {
+        for queries in [3, 70] {
             let inputs = normal(shape([1, 2, 1, queries, 70, dim_qk, dim_v]), 2);
             let plan = blocks(PlanShape::from(&inputs.shape), Share::PerHead, true, [32, 8], 50);
             check(&gpu, &format!("{dim_qk} {dim_v}"), &inputs, &plan, &config(&plan));
@@ -185,6 +185,11 @@ fn groups_of_very_different_sizes() {
 #[test]
 fn extreme_and_equal_logits() {
     let Some(gpu) = gpu() else { return };
+    // Neighbours of which one has logits of 0, and the other far larger ones.
+    let mut inputs = normal(shape([1, 1, 1, 2, 300, 16, 16]), 7);
+    inputs.q.iter_mut().enumerate().for_each(|(i, x)| *x *= if i < 16 { 0.0 } else { 100.0 });
+    let plan = blocks(PlanShape::from(&inputs.shape), Share::PerHead, true, [32, 16], 30);
+    check(&gpu, "neighbours", &inputs, &plan, &config(&plan));
     let near = Near { sink: 2, window: 5, grow: false };
     for values in Values::ALL {
         for queries in [2, 60] {
