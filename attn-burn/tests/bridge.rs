@@ -215,7 +215,7 @@ impl Operation for Broken {
 #[test]
 fn failures_on_the_device_are_told_and_survived() {
     let Some(device) = device() else { return };
-    let x = Tensor::<1>::ones([5], &device);
+    let x = Tensor::<1>::ones([8], &device);
     let given = x.clone();
     let failed = std::panic::catch_unwind(move || {
         let out = apply(Broken, Inputs::new().float(given)).unwrap().float::<1>().unwrap();
@@ -226,7 +226,7 @@ fn failures_on_the_device_are_told_and_survived() {
         Err(panic) => panic.downcast_ref::<String>().unwrap().clone(),
     };
     assert!(message.contains("overlap"), "{message}");
-    assert_eq!(read(sum(x.clone(), x)), [2.0; 5]);
+    assert_eq!(read(sum(x.clone(), x)), [2.0; 8]);
 }
 
 #[test]
@@ -247,7 +247,7 @@ fn devices_that_are_not_shared_are_refused() {
 
 #[test]
 fn poor_devices_are_refused_and_rich_ones_shared() {
-    use burn::tensor::WgpuSetup;
+    use burn::tensor::wgpu::WgpuSetup;
     use attn_burn::wgpu;
     if device().is_none() {
         return;

@@ -91,7 +91,7 @@ fn one(kind: Kind, steps: usize) -> Result<(), Failure> {
             device.sync()?;
             start = Instant::now();
         }
-        let (loss, commitment) = loss(&model, batch, &device)?;
+        let (loss, commitment) = loss(&model, batch?, &device)?;
         losses.push(loss.clone().detach());
         let all = match commitment {
             Some(commitment) => loss + commitment,
@@ -108,7 +108,7 @@ fn one(kind: Kind, steps: usize) -> Result<(), Failure> {
     let plain = device.clone().inner();
     let mut sum = (0.0, 0);
     for batch in loader(held_back, None, &plain).iter() {
-        sum = (sum.0 + number(loss(&model, batch, &plain)?.0)?, sum.1 + 1);
+        sum = (sum.0 + number(loss(&model, batch?, &plain)?.0)?, sum.1 + 1);
     }
     let losses = losses.into_iter().map(number).collect::<Result<Vec<_>, _>>()?;
     println!("losses {}", losses.iter().map(|x| format!("{x:.4} ")).collect::<String>());

@@ -38,7 +38,7 @@ pub fn tensor<const D: usize>(data: &[f32], shape: [usize; D], device: &Device) 
 }
 
 pub fn read<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.into_data().to_vec().unwrap()
+    tensor.into_data().try_to_vec().unwrap()
 }
 
 /// Largest difference over the largest magnitude.
