@@ -7,6 +7,7 @@
 //! * [`plan`]: which keys each query attends to, as sparse methods select them, with a reference in f64.
 //! * [`AttentionShape`]: extents of a call, checked to fit together.
 //! * [`Error`]: what was wrong with a call.
+//! * `ArrayFile` (feature `files`): arrays by name in files, as which streaming states are saved.
 //! * `testing` (feature `testing`): error budgets, proptest strategies, counter-based random data,
 //!   golden files, named problems.
 //!
@@ -15,6 +16,8 @@
 //! query head `h` reads key head `h / (heads / heads_kv)`). `dim_qk` and `dim_v` may differ.
 //! `lse` is the natural logarithm of the sum of exponentials of a query's logits.
 
+#[cfg(feature = "files")]
+mod array_file;
 mod bit_mask;
 pub mod dense;
 mod error;
@@ -27,6 +30,8 @@ mod shape;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+#[cfg(feature = "files")]
+pub use array_file::ArrayFile;
 pub use bit_mask::BitMask;
 pub use error::{Error, Result};
 pub use mask::Mask;

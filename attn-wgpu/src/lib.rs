@@ -8,6 +8,7 @@
 //! * [`norm`], [`rope`], [`softmax`], [`embedding`], [`sample`], [`cache`], [`ops`]: the small
 //!   kernels around attention in a language model, from token numbers to the next token.
 //! * [`matmul`]: matrix products with bias, activation and residual, weights in f32 or half types.
+//! * [`linear_attention`]: causal linear attention with decay, in blocks, with states and gradients.
 //! * [`select`]: kernels of which selecting methods are made: sums, sorting, choices by row, bitsets.
 //! * [`Kernel`]: loading and dispatching WGSL kernels, for the crates of this workspace and for
 //!   yours alike.
@@ -34,6 +35,7 @@ mod error;
 mod gpu;
 mod guard;
 mod kernel;
+pub mod linear_attention;
 pub mod matmul;
 #[cfg(feature = "bench")]
 mod mutant;
@@ -45,6 +47,7 @@ mod profile;
 pub mod rope;
 mod rows;
 pub mod sample;
+pub mod scan;
 pub mod select;
 pub mod settings;
 pub mod softmax;

@@ -78,7 +78,13 @@ pub fn entries(capabilities: &Capabilities) -> Vec<Entry> {
     for (source, constants, variant) in crate::select::catalogue::variants(capabilities) {
         list.add(source, constants, variant);
     }
+    for (source, constants, variant) in crate::scan::catalogue::variants(capabilities) {
+        list.add(source, constants, variant);
+    }
     for (source, constants, variant) in crate::plan::catalogue::variants(capabilities) {
+        list.add(source, constants, variant);
+    }
+    for (source, constants, variant) in crate::linear_attention::catalogue::variants(capabilities) {
         list.add(source, constants, variant);
     }
     crate::matmul::catalogue::list(capabilities, |source, constants, variant| {

@@ -11,7 +11,13 @@ type Catalogue = fn(&Capabilities) -> Vec<Entry>;
 
 /// One line a crate that has kernels.
 const CATALOGUES: &[Catalogue] =
-    &[catalogue::entries, attn_flexprefill::kernels, attn_routing::kernels];
+    &[
+        catalogue::entries,
+        attn_aaren::kernels,
+        attn_flexprefill::kernels,
+        attn_flowformer::kernels,
+        attn_routing::kernels,
+    ];
 
 /// What all devices that get a text have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

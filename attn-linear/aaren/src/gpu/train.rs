@@ -1,0 +1,310 @@
+//! Derivatives on a device, by a linear recurrence from the last token to the first.
+
+use attn_core::Error;
+use attn_wgpu::scan::{
+    self, Columns, Recurrence, RowDot, Scanned, column_sums, recurrence, row_dot, row_dot_into,
+    softmax_scan,
+};
+use attn_wgpu::{DType, Result, Tensor, ops};
+
+use super::kernels::{DECAY, FIRST, Run, SCORES, SPREAD};
+use super::{Aaren, Call, Inputs, Output, State, whole};
+
+/// What [`Aaren::backward`] needs of a call.
+#[derive(Debug, Clone)]
+pub struct Saved {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    valid: Option<Tensor>,
+    state: Option<State>,
+    /// f32 `[batch, heads, tokens]`.
+    scores: Tensor,
+    /// f32, whatever the result is stored as.
+    out: Tensor,
+    lse: Tensor,
+    last: State,
+}
+
+impl Saved {
+    fn inputs(&self) -> Inputs<'_> {
+        Inputs {
+            q: &self.q,
+            k: &self.k,
+            v: &self.v,
+            valid: self.valid.as_ref(),
+            state: self.state.as_ref(),
+        }
+    }
+}
+
+/// Derivatives of a loss by what [`Aaren::forward`] returned.
+#[derive(Debug, Clone, Copy)]
+pub struct Cotangents<'a> {
+    /// By the outputs `[batch, heads, tokens, dim_v]`, f32 or a half type.
+    pub out: &'a Tensor,
+    /// By the log-sum-exps, f32 `[batch, heads, tokens]`, where the loss uses them.
+    pub lse: Option<&'a Tensor>,
+    /// By the output of the final state, f32 `[batch, heads, dim_v]`, as later parts of a stream give it.
+    pub state_out: Option<&'a Tensor>,
+    /// By the log-sum-exp of the final state, f32 `[batch, heads]`.
+    pub state_lse: Option<&'a Tensor>,
+}
+
+impl<'a> Cotangents<'a> {
+    /// Of a loss that uses the outputs alone.
+    pub fn new(out: &'a Tensor) -> Self {
+        Cotangents { out, lse: None, state_out: None, state_lse: None }
+    }
+}
+
+/// Derivatives of a loss by the inputs.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Grads {
+    /// By the queries, of their shape and type: a query that the batch shares gets the sum over the batch.
+    pub dq: Tensor,
+    /// By the keys `[batch, heads_kv, tokens, dim_qk]`, of their type.
+    pub dk: Tensor,
+    /// By the values `[batch, heads_kv, tokens, dim_v]`, of their type.
+    pub dv: Tensor,
+    /// By the output f32 `[batch, heads, dim_v]` and the log-sum-exp f32 `[batch, heads]` of the state before
+    /// the first token, where there is one.
+    pub d_state: Option<(Tensor, Tensor)>,
+}
+
+/// R, rho and lambda of all tokens, in rows of the padded outputs and four numbers more.
+struct Carry {
+    scanned: Scanned,
+    /// Where rho is in a row; lambda is behind it.
+    rho: usize,
+}
+
+impl Aaren {
+    /// [`Aaren::forward`], and what [`Aaren::backward`] needs of it.
+    ///
+    /// # Errors
+    /// As [`Aaren::forward`].
+    pub fn forward_saved(&self, inputs: Inputs<'_>) -> Result<(Output, Saved)> {
+        let call = self.call(inputs)?;
+        let scores = call.scores()?;
+        let scan = softmax_scan(&scores, inputs.v, call.first(), DType::F32)?;
+        let state = State::new(scan.last);
+        let saved = Saved {
+            q: inputs.q.clone(),
+            k: inputs.k.clone(),
+            v: inputs.v.clone(),
+            valid: inputs.valid.cloned(),
+            state: inputs.state.cloned(),
+            scores,
+            out: scan.out.clone(),
+            lse: scan.lse.clone(),
+            last: state.clone(),
+        };
+        let out = ops::convert(&scan.out, inputs.v.dtype())?;
+        Ok((Output { out, lse: scan.lse, state }, saved))
+    }
+
+    /// The vector-Jacobian product of [`Aaren::forward`]; see [`crate::reference::backward`].
+    ///
+    /// # Errors
+    /// [`attn_core::Error`] for cotangents of other shapes or types; errors of the device.
+    pub fn backward(&self, saved: &Saved, cotangents: Cotangents<'_>) -> Result<Grads> {
+        let call = self.call(saved.inputs())?;
+        check(&call, &cotangents)?;
+        let shape = call.shape;
+        if shape.batch * shape.heads * shape.queries == 0 {
+            return self.nothing(saved, &call, cotangents);
+        }
+        let carry = self.carry(saved, &call, cotangents)?;
+        let r = carry.scanned.h.narrow(3, 0, shape.dim_v)?;
+        let products = row_dot(RowDot::new(&saved.v, &r))?;
+        let new = || Tensor::uninit(&self.gpu, &shape.lse(), DType::F32);
+        let (p, ds) = (new()?, new()?);
+        let width = carry.scanned.h.shape()[3];
+        let run = Run {
+            source: &SCORES,
+            tensors: &[&saved.scores, &saved.lse, &products, &carry.scanned.h, &p, &ds],
+            count: p.len(),
+            params: &[width as u32, carry.rho as u32],
+            steps: 1,
+        };
+        run.record(&self.gpu)?;
+        let q = whole(&call.q)?;
+        let dk = self.spread(&call, &ds, &q, shape.dim_qk, call.scale)?;
+        let dv = self.spread(&call, &p, &r, shape.dim_v, 1.0)?;
+        Ok(Grads {
+            dq: ops::convert(&self.queries(saved, &call, &ds)?, saved.q.dtype())?,
+            dk: ops::convert(&dk, saved.k.dtype())?,
+            dv: ops::convert(&dv, saved.v.dtype())?,
+            d_state: match &saved.state {
+                Some(state) => Some(self.first(saved, &carry, state)?),
+                None => None,
+            },
+        })
+    }
+
+    /// R, rho and lambda.
+    fn carry(&self, saved: &Saved, call: &Call<'_>, cotangents: Cotangents<'_>) -> Result<Carry> {
+        let [batch, heads, tokens, dim] = call.shape.out();
+        let rho = dim.next_multiple_of(4);
+        let x = Tensor::zeros(&self.gpu, &[batch, heads, tokens, rho + 4], DType::F32)?;
+        if dim > 0 {
+            ops::convert_into(cotangents.out, &x.narrow(3, 0, dim)?)?;
+            row_dot_into(RowDot::new(cotangents.out, &saved.out), &scan::column(&x, rho)?)?;
+        }
+        if let Some(lse) = cotangents.lse {
+            ops::copy(lse, &scan::column(&x, rho + 1)?)?;
+        }
+        let decay = Tensor::uninit(&self.gpu, &[batch, heads, tokens], DType::F32)?;
+        let run = Run {
+            source: &DECAY,
+            tensors: &[&saved.lse, &decay],
+            count: decay.len(),
+            params: &[tokens as u32],
+            steps: 1,
+        };
+        run.record(&self.gpu)?;
+        let last = self.last(saved, call, cotangents, rho)?;
+        let call =
+            Recurrence::new(&x).with_coefficients(&decay).with_first(last.as_ref()).reversed();
+        Ok(Carry { scanned: recurrence(call)?, rho })
+    }
+
+    /// What flows back from behind the last token.
+    fn last(
+        &self,
+        saved: &Saved,
+        call: &Call<'_>,
+        cotangents: Cotangents<'_>,
+        rho: usize,
+    ) -> Result<Option<Tensor>> {
+        if cotangents.state_out.is_none() && cotangents.state_lse.is_none() {
+            return Ok(None);
+        }
+        let [batch, heads, _, dim] = call.shape.out();
+        let last = Tensor::zeros(&self.gpu, &[batch, heads, rho + 4], DType::F32)?;
+        if let Some(state_out) = cotangents.state_out.filter(|_| dim > 0) {
+            ops::copy(state_out, &last.narrow(2, 0, dim)?)?;
+            let rows = |x: &Tensor| x.split(1, &[heads, 1]);
+            let delta = scan::column(&last, rho)?;
+            let product = row_dot(RowDot::new(&rows(state_out)?, &rows(&saved.last.out()?)?))?;
+            ops::copy(&product.reshape(&[batch, heads])?, &delta)?;
+        }
+        if let Some(state_lse) = cotangents.state_lse {
+            ops::copy(state_lse, &scan::column(&last, rho + 1)?)?;
+        }
+        Ok(Some(last))
+    }
+
+    /// `factor sum f y` over the heads that share a key, `[batch, heads_kv, tokens, dim]`.
+    fn spread(
+        &self,
+        call: &Call<'_>,
+        f: &Tensor,
+        y: &Tensor,
+        dim: usize,
+        factor: f32,
+    ) -> Result<Tensor> {
+        let shape = call.shape;
+        let padded = dim.next_multiple_of(4);
+        let extents = [shape.batch, shape.heads_kv, shape.queries, padded];
+        let out = Tensor::uninit(&self.gpu, &extents, DType::F32)?;
+        let stride = |d: usize| if y.shape()[d] > 1 { y.strides()[d] / 4 } else { 0 };
+        let numbers = [
+            shape.heads_kv,
+            shape.queries,
+            padded / 4,
+            shape.group(),
+            y.binding().1 / 4,
+            stride(0),
+            stride(1),
+            stride(2),
+        ];
+        let mut params: Vec<u32> = numbers.iter().map(|&number| number as u32).collect();
+        params.push(factor.to_bits());
+        let run = Run {
+            source: &SPREAD,
+            tensors: &[f, y, &out],
+            count: out.len() / 4,
+            params: &params,
+            steps: shape.group(),
+        };
+        if dim > 0 {
+            run.record(&self.gpu)?;
+        }
+        out.narrow(3, 0, dim)?.contiguous()
+    }
+
+    /// By the queries, f32 of their shape.
+    fn queries(&self, saved: &Saved, call: &Call<'_>, ds: &Tensor) -> Result<Tensor> {
+        let sums = Columns::new(&saved.k).with_weights(ds).with_factor(call.scale);
+        let sums = column_sums(sums)?;
+        if saved.q.shape().len() == 3 {
+            return Ok(sums);
+        }
+        // Over the batch, which then takes the place of the tokens.
+        let by_head = sums.permute(&[1, 0, 2])?.split(0, &[1, call.shape.heads])?;
+        let [heads, dim] = [call.shape.heads, call.shape.dim_qk];
+        column_sums(Columns::new(&by_head))?.contiguous()?.reshape(&[heads, dim])
+    }
+
+    /// By the state before the first token.
+    fn first(&self, saved: &Saved, carry: &Carry, state: &State) -> Result<(Tensor, Tensor)> {
+        let [batch, heads, dim] = state.shape();
+        let (out, lse) = state.element().read_out()?;
+        let d_out = Tensor::uninit(&self.gpu, &[batch, heads, dim], DType::F32)?;
+        let d_lse = Tensor::uninit(&self.gpu, &[batch, heads], DType::F32)?;
+        let last = &carry.scanned.last;
+        let (tokens, width) = (saved.lse.shape()[2], last.shape()[2]);
+        let run = Run {
+            source: &FIRST,
+            tensors: &[last, &saved.lse, &lse, &out, &d_out, &d_lse],
+            count: batch * heads,
+            params: &[tokens as u32, dim as u32, width as u32, carry.rho as u32],
+            steps: dim,
+        };
+        run.record(&self.gpu)?;
+        Ok((d_out, d_lse))
+    }
+
+    /// Gradients of a call without tokens: those of the state are the cotangents.
+    fn nothing(&self, saved: &Saved, call: &Call<'_>, cotangents: Cotangents<'_>) -> Result<Grads> {
+        let zeros = |x: &Tensor| Tensor::zeros(&self.gpu, x.shape(), x.dtype());
+        let [batch, heads, _, dim] = call.shape.out();
+        let given = |x: Option<&Tensor>, shape: &[usize]| match x {
+            Some(x) => Ok(x.clone()),
+            None => Tensor::zeros(&self.gpu, shape, DType::F32),
+        };
+        let d_state = match &saved.state {
+            Some(_) => Some((
+                given(cotangents.state_out, &[batch, heads, dim])?,
+                given(cotangents.state_lse, &[batch, heads])?,
+            )),
+            None => None,
+        };
+        let (dq, dk, dv) = (zeros(&saved.q)?, zeros(&saved.k)?, zeros(&saved.v)?);
+        Ok(Grads { dq, dk, dv, d_state })
+    }
+}
+
+fn check(call: &Call<'_>, cotangents: &Cotangents<'_>) -> Result<()> {
+    let [batch, heads, tokens, dim] = call.shape.out();
+    let expect = |arg, x: Option<&Tensor>, shape: &[usize], exact: bool| -> Result<()> {
+        let Some(x) = x else { return Ok(()) };
+        if x.shape() != shape {
+            return Err(Error::shape(arg, format!("{shape:?}"), x.shape()).into());
+        }
+        let float = matches!(x.dtype(), DType::F16 | DType::BF16) && !exact;
+        if x.dtype() != DType::F32 && !float {
+            let expected = if exact { "f32" } else { "f32, f16 or bf16" };
+            let (expected, got) = (expected.into(), x.dtype().name().into());
+            return Err(Error::Dtype { arg, expected, got }.into());
+        }
+        Ok(())
+    };
+    expect("cotangents.out", Some(cotangents.out), &call.shape.out(), false)?;
+    expect("cotangents.lse", cotangents.lse, &[batch, heads, tokens], true)?;
+    expect("cotangents.state_out", cotangents.state_out, &[batch, heads, dim], true)?;
+    expect("cotangents.state_lse", cotangents.state_lse, &[batch, heads], true)
+}

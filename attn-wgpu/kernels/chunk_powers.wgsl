@@ -1,0 +1,4 @@
+// The powers of a head's decay, exp(-slope n), for n up to the tokens of a block: made on the host.
+fn power(head: u32, n: u32) -> f32 {
+  return powers[(params.first_head + head) * (params.block + 1u) + n];
+}

@@ -1,0 +1,4 @@
+// A tensor [batch, heads, tokens, width]: where it starts, and its strides.
+struct Place {
+  start: u32, stride_0: u32, stride_1: u32, stride_2: u32,
+}

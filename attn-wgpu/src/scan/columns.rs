@@ -1,0 +1,127 @@
+//! Sums over tokens.
+
+use super::{bound, check_numbers, check_rows, constants, group_of, numbers, run, scan_kernel};
+use crate::error::Result;
+use crate::kernel::{Constants, KernelSource};
+use crate::rows::{self, Place};
+use crate::tensor::{DType, Tensor};
+
+pub(crate) const COLUMNS: KernelSource = scan_kernel!("scan_columns");
+
+/// `factor sum_t w_t (x_t + shift)`.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct Columns<'a> {
+    /// `[batch, heads_x, tokens, width]`, f32 or a half type; `heads_x` divides the number of heads.
+    pub x: &'a Tensor,
+    /// f32 `[batch, heads, tokens]`. Rows of weight 0 are not read. Default: all 1.
+    pub weights: Option<&'a Tensor>,
+    /// Of the result. Default: 1.
+    pub factor: f32,
+    /// Added to every element. Default: 0.
+    pub shift: f32,
+}
+
+impl<'a> Columns<'a> {
+    /// The plain sums.
+    pub fn new(x: &'a Tensor) -> Self {
+        Columns { x, weights: None, factor: 1.0, shift: 0.0 }
+    }
+
+    /// With weights f32 `[batch, heads, tokens]`.
+    pub fn with_weights(self, weights: &'a Tensor) -> Self {
+        Columns { weights: Some(weights), ..self }
+    }
+
+    /// With a factor of the result.
+    pub fn with_factor(self, factor: f32) -> Self {
+        Columns { factor, ..self }
+    }
+
+    /// With something added to every element.
+    pub fn with_shift(self, shift: f32) -> Self {
+        Columns { shift, ..self }
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    planes: u32,
+    heads: u32,
+    tokens: u32,
+    chunks: u32,
+    tile: u32,
+    tiles: u32,
+    group: u32,
+    factor: f32,
+    shift: f32,
+    x: Place,
+    weights: Place,
+    out: Place,
+}
+
+/// Weighted sums over the tokens of each batch entry and head, f32 `[batch, heads, width]`: tile by tile,
+/// then over the tiles.
+///
+/// # Errors
+/// [`attn_core::Error`] for shapes or types that do not fit; errors of the device.
+pub fn column_sums(call: Columns<'_>) -> Result<Tensor> {
+    let gpu = call.x.gpu();
+    let [batch, heads_x, tokens, width] = check_rows("x", call.x, gpu)?;
+    let heads = call.weights.and_then(|w| w.shape().get(1).copied()).unwrap_or(heads_x);
+    let group = group_of("x", heads_x, heads, call.x.shape())?;
+    if let Some(weights) = call.weights {
+        check_numbers("weights", weights, &[batch, heads, tokens], gpu)?;
+    }
+    if batch * heads * tokens * width == 0 {
+        return Tensor::zeros(gpu, &[batch, heads, width], DType::F32);
+    }
+    let x = rows::source(call.x)?;
+    let tile = super::tile(tokens);
+    let (tiles, padded) = (tokens.div_ceil(tile), x.shape()[3]);
+    let sums = Tensor::uninit(gpu, &[batch, heads, tiles, padded], DType::F32)?;
+    let weights = call.weights.map(numbers);
+    let mut tensors = vec![&sums, &x];
+    tensors.extend(&weights);
+    rows::windows(&tensors, super::splittable(group), &mut |windows| {
+        let [sums, x, weights @ ..] = windows else { return Ok(()) };
+        let (x_binding, x_place) = bound(x, 4);
+        let (out_binding, out_place) = bound(sums, 4);
+        let mut bindings = vec![x_binding, out_binding];
+        let mut weights_place = [0; 4];
+        if let [weights] = weights {
+            let (binding, place) = bound(weights, 1);
+            bindings.push(binding);
+            weights_place = place;
+        }
+        let (batch, heads) = (sums.shape()[0], sums.shape()[1]);
+        let params = Params {
+            planes: (batch * heads) as u32,
+            heads: heads as u32,
+            tokens: tokens as u32,
+            chunks: (padded / 4) as u32,
+            tile: tile as u32,
+            tiles: tiles as u32,
+            group: group as u32,
+            // Once, where the tiles are summed.
+            factor: if tiles == 1 { call.factor } else { 1.0 },
+            shift: call.shift,
+            x: x_place,
+            weights: weights_place,
+            out: out_place,
+        };
+        let constants =
+            self::flags(call.weights.is_some(), x.dtype(), constants(gpu.capabilities()));
+        let rows = [batch * heads, tiles, padded / 4];
+        run(gpu, (&COLUMNS, constants), &bindings, bytemuck::bytes_of(&params), rows, tile)
+    })?;
+    if tiles > 1 {
+        return column_sums(Columns::new(&sums).with_factor(call.factor))?.narrow(2, 0, width);
+    }
+    sums.reshape(&[batch, heads, padded])?.narrow(2, 0, width)
+}
+
+pub(crate) fn flags(weights: bool, dtype: DType, constants: Constants) -> Constants {
+    rows::storage(constants, dtype, None).flag("WEIGHTS", weights)
+}
