@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 type Failure = Box<dyn std::error::Error>;
 
-const SAMPLES: usize = 7;
+const SAMPLES: usize = 5;
 const SHAPE: [usize; 4] = [1, 4, 2048, 64];
 
 fn main() -> Result<(), Failure> {
@@ -26,8 +26,8 @@ fn main() -> Result<(), Failure> {
     let gpu = attn_burn::gpu(&device)?;
     println!("{}", gpu.adapter());
     let mut rows = Vec::new();
-    for causal in [false, true] {
-        for backward in [false, true] {
+    for backward in [false, true] {
+        for causal in [false, true] {
             rows.extend(compare(&device, &gpu, causal, backward)?);
         }
     }
@@ -38,7 +38,12 @@ fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-fn compare(device: &Device, gpu: &Gpu, causal: bool, backward: bool) -> Result<Vec<Value>, Failure> {
+fn compare(
+    device: &Device,
+    gpu: &Gpu,
+    causal: bool,
+    backward: bool,
+) -> Result<Vec<Value>, Failure> {
     let mask = if causal { Mask::Causal } else { Mask::Full };
     let ours = Attention::new(Config::new().with_mask(mask))?;
     let options = AttentionModuleOptions { is_causal: causal, ..Default::default() };
@@ -91,7 +96,11 @@ fn compare(device: &Device, gpu: &Gpu, causal: bool, backward: bool) -> Result<V
         true => ["dense-train", "burn-train"],
         false => ["dense", "burn"],
     };
-    Ok(names.iter().zip(times).map(|(name, times)| row(gpu, name, causal, backward, times)).collect())
+    Ok(names
+        .iter()
+        .zip(times)
+        .map(|(name, times)| row(gpu, name, causal, backward, times))
+        .collect())
 }
 
 /// Largest difference over the largest magnitude, of results side by side.
@@ -179,7 +188,10 @@ fn row(gpu: &Gpu, name: &str, causal: bool, backward: bool, times: Vec<[f64; 2]>
         "outcome": { "kind": "right" },
         "kernels": [],
         "timing": {
-            "clock": if by_cpu(gpu) { json!({ "kind": "process-cpu", "cores": cores() }) } else { json!({ "kind": "wall" }) },
+            "clock": match by_cpu(gpu) {
+                true => json!({ "kind": "process-cpu", "cores": cores() }),
+                false => json!({ "kind": "wall" }),
+            },
             "seconds": summary(&counted),
             "wall": summary(&wall),
             "samples": samples.collect::<Vec<_>>(),
