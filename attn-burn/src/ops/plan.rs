@@ -78,7 +78,7 @@ impl PlanAttention {
     /// Plans get no gradient, their gates included.
     ///
     /// # Errors
-    /// Those of arguments that do not fit, and of [`apply`].
+    /// Those of arguments that do not fit, and of [`apply()`].
     pub fn forward(
         &self,
         q: burn::tensor::Tensor<4>,
