@@ -98,7 +98,10 @@ fn recorded<B: Run, C: CheckpointStrategy, const N: usize>(
     let constant = |float| <Autodiff<B, C> as AutodiffBackend>::from_inner(float);
     if !step.is_differentiable() {
         let made = B::run(step, inner(floats, ints));
-        return Operands { floats: made.floats.into_iter().map(constant).collect(), ints: made.ints };
+        return Operands {
+            floats: made.floats.into_iter().map(constant).collect(),
+            ints: made.ints,
+        };
     }
     let (first, others) = match (Passed).prepare::<C>(guards).compute_bound().stateful() {
         OpsKind::Tracked(mut prepared) => {

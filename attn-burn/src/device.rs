@@ -90,7 +90,8 @@ pub fn gpu(device: &Device) -> Result<Gpu> {
 
 /// The same for the device of a backend.
 pub(crate) fn find(device: &DispatchDevice) -> Result<Gpu> {
-    let known = shared().devices.iter().find(|(known, _)| known == device).map(|(_, gpu)| gpu.clone());
+    let known =
+        shared().devices.iter().find(|(known, _)| known == device).map(|(_, gpu)| gpu.clone());
     known.ok_or_else(|| {
         let expected = "a device from attn_burn::device, init or share";
         CoreError::config("device", expected, format!("{device:?}")).into()

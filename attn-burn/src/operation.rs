@@ -273,9 +273,10 @@ impl Packed {
         let (flat, rest) = packed.split_at(whole);
         let flat = flat.first().ok_or_else(|| kernel_error(self.0.name(), "no packed output"))?;
         let flat = flat.contiguous()?;
-        let views = parts.iter().zip(starts).map(|(part, start)| {
-            flat.narrow(0, start, part.len())?.reshape(&part.shape)
-        });
+        let views = parts
+            .iter()
+            .zip(starts)
+            .map(|(part, start)| flat.narrow(0, start, part.len())?.reshape(&part.shape));
         views.chain(rest.iter().map(|tensor| Ok(tensor.clone()))).collect()
     }
 }
@@ -291,7 +292,9 @@ impl Erased for Packed {
         let dtype = parts[0].dtype;
         if parts.iter().any(|part| part.dtype != dtype) {
             let got = format!("{parts:?}");
-            return Err(CoreError::config("outputs", "differentiable outputs of one type", got).into());
+            return Err(
+                CoreError::config("outputs", "differentiable outputs of one type", got).into()
+            );
         }
         let packed = Spec::new([places(parts).1], dtype);
         Ok([packed].into_iter().chain(rest.iter().cloned()).collect())

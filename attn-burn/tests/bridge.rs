@@ -77,8 +77,7 @@ fn layouts_come_as_they_are() {
 #[test]
 fn pages_are_shared_by_many_tensors() {
     let Some(device) = device() else { return };
-    let all: Vec<_> =
-        (0..20).map(|i| tensor(&normal(37, i), [37], &device)).collect();
+    let all: Vec<_> = (0..20).map(|i| tensor(&normal(37, i), [37], &device)).collect();
     for i in 0..19 {
         let want = read(all[i].clone() + all[i + 1].clone());
         assert_eq!(read(sum(all[i].clone(), all[i + 1].clone())), want);
@@ -106,8 +105,7 @@ fn recurrence(device: &Device, seed: u64, steps: usize) {
         x = next + (churn.clone() - churn).sum().reshape([1, 1]);
 
         let wrapped = |x: f32| if x >= 4096.0 { x - 4096.0 } else { x };
-        let next: Vec<_> =
-            (0..64).map(|i| wrapped(a[i % 8 * 8 + i / 8] + b[i])).collect();
+        let next: Vec<_> = (0..64).map(|i| wrapped(a[i % 8 * 8 + i / 8] + b[i])).collect();
         b = (0..64).map(|i| wrapped(a[i] + next[i])).collect();
         a = next;
     }
@@ -247,8 +245,8 @@ fn devices_that_are_not_shared_are_refused() {
 
 #[test]
 fn poor_devices_are_refused_and_rich_ones_shared() {
-    use burn::tensor::wgpu::WgpuSetup;
     use attn_burn::wgpu;
+    use burn::tensor::wgpu::WgpuSetup;
     if device().is_none() {
         return;
     }

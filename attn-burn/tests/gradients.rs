@@ -100,7 +100,10 @@ fn configs() -> Vec<(Shapes, Config)> {
         (square(2, 1, 17, 8), causal().with_soft_cap(3.0).with_scale(0.4)),
         (square(1, 1, 24, 12), Config::new().with_mask(window)),
         (square(1, 1, 19, 16), Config::new().with_mask(documents)),
-        (square(4, 4, 21, 16), causal().with_modifier(Modifier::alibi(&[0.5, 0.25, 0.125, 0.0625]))),
+        (
+            square(4, 4, 21, 16),
+            causal().with_modifier(Modifier::alibi(&[0.5, 0.25, 0.125, 0.0625])),
+        ),
         // Few queries of many keys, another dimension of values, no multiple of four.
         ([[1, 2, 3, 10], [1, 2, 40, 10], [1, 2, 40, 7]], causal()),
     ]
@@ -135,9 +138,8 @@ fn dense_attention_agrees_with_burns_own() {
         let mask = if causal { Mask::Causal } else { Mask::Full };
         let op = Attention::new(Config::new().with_mask(mask)).unwrap();
         let device = device.clone().autodiff();
-        let got = case.run(&device, |x| {
-            op.forward(x[0].clone(), x[1].clone(), x[2].clone()).unwrap()
-        });
+        let got =
+            case.run(&device, |x| op.forward(x[0].clone(), x[1].clone(), x[2].clone()).unwrap());
         let options = AttentionModuleOptions { is_causal: causal, ..Default::default() };
         let want = case.run(&device, |x| {
             attention_fallback(x[0].clone(), x[1].clone(), x[2].clone(), None, None, options)
@@ -164,9 +166,8 @@ fn views_and_untracked_inputs() {
         op.forward(q, k, v).unwrap()
     };
     assert!(case.run(&device, straight) == case.run(&device, turned));
-    let untracked = |x: &Three| {
-        op.forward(x[0].clone(), x[1].clone().detach(), x[2].clone()).unwrap()
-    };
+    let untracked =
+        |x: &Three| op.forward(x[0].clone(), x[1].clone().detach(), x[2].clone()).unwrap();
     let (all, some) = (case.run(&device, straight), case.run(&device, untracked));
     assert!(some[2].is_empty() && all[0] == some[0] && all[1] == some[1] && all[3] == some[3]);
     // Keys that are the values, expanded over the heads.
@@ -174,13 +175,9 @@ fn views_and_untracked_inputs() {
         let one = x[1].clone().slice([0..2, 0..1, 0..16, 0..8]).expand([2, 3, 16, 8]);
         f(x[0].clone(), one)
     };
-    let got = case.run(&device, |x| {
-        shared(x, &|q, kv| op.forward(q, kv.clone(), kv).unwrap())
-    });
+    let got = case.run(&device, |x| shared(x, &|q, kv| op.forward(q, kv.clone(), kv).unwrap()));
     let want = case.run(&device, |x| {
-        shared(x, &|q, kv| {
-            attention_fallback(q, kv.clone(), kv, None, None, Default::default())
-        })
+        shared(x, &|q, kv| attention_fallback(q, kv.clone(), kv, None, None, Default::default()))
     });
     for (got, want) in got.iter().zip(&want).filter(|(_, want)| !want.is_empty()) {
         assert!(deviation(got, want) < 5e-6);

@@ -95,16 +95,17 @@ fn records_bring_everything_back() {
     let fresh = Model::new(&device);
     let (other, _) = fresh.forward(x.clone());
     let loaded = fresh.load_file(&path);
-    for entry in std::fs::read_dir(std::env::temp_dir()).unwrap().flatten() {
-        if entry.path().to_string_lossy().starts_with(&*path.to_string_lossy()) {
-            std::fs::remove_file(entry.path()).unwrap();
-        }
-    }
     let want = read(want);
     assert!(read(other) != want);
     assert_eq!(read(loaded.forward(x).0), want);
     // Centroids are part of it.
     assert_eq!(read(loaded.routing.means.value()), read(trained.routing.means.value()));
+    // Records are read when they are needed, so the file stays until here.
+    for entry in std::fs::read_dir(std::env::temp_dir()).unwrap().flatten() {
+        if entry.path().to_string_lossy().starts_with(&*path.to_string_lossy()) {
+            std::fs::remove_file(entry.path()).unwrap();
+        }
+    }
 }
 
 #[test]

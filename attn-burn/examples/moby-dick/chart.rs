@@ -10,12 +10,11 @@ const COLOURS: [&str; 3] = ["#0072b2", "#d55e00", "#009e73"];
 pub fn draw(curves: &[(&str, &[f64])]) -> String {
     let curves: Vec<_> = curves.iter().map(|(name, losses)| (*name, smooth(losses))).collect();
     let all = || curves.iter().flat_map(|(_, losses)| losses.iter().copied());
-    let (low, high) = (all().fold(f64::INFINITY, f64::min).floor(), all().fold(0.0, f64::max).ceil());
+    let (low, high) =
+        (all().fold(f64::INFINITY, f64::min).floor(), all().fold(0.0, f64::max).ceil());
     let steps = curves.iter().map(|(_, losses)| losses.len()).max().unwrap_or(1);
     let x = |step: usize| MARGIN + (SIZE[0] - 2.0 * MARGIN) * step as f64 / steps.max(2) as f64;
-    let y = |loss: f64| {
-        MARGIN + (SIZE[1] - 2.0 * MARGIN) * (high - loss) / (high - low).max(1e-9)
-    };
+    let y = |loss: f64| MARGIN + (SIZE[1] - 2.0 * MARGIN) * (high - loss) / (high - low).max(1e-9);
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {} {}\" font-family=\"sans-serif\" \
          font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n",
@@ -37,8 +36,11 @@ pub fn draw(curves: &[(&str, &[f64])]) -> String {
     }
     for (i, (name, losses)) in curves.iter().enumerate() {
         let colour = COLOURS[i % COLOURS.len()];
-        let points: String =
-            losses.iter().enumerate().map(|(step, l)| format!("{:.1},{:.1} ", x(step), y(*l))).collect();
+        let points: String = losses
+            .iter()
+            .enumerate()
+            .map(|(step, l)| format!("{:.1},{:.1} ", x(step), y(*l)))
+            .collect();
         let (right, top) = (SIZE[0] - MARGIN - 60.0, MARGIN + 16.0 * i as f64);
         let _ = writeln!(
             svg,

@@ -48,7 +48,11 @@ pub fn parts() -> (Vec<Piece>, Vec<Piece>) {
 }
 
 /// Batches, shuffled where there is a seed.
-pub fn loader(pieces: Vec<Piece>, seed: Option<u64>, device: &Device) -> Arc<dyn DataLoader<Batch>> {
+pub fn loader(
+    pieces: Vec<Piece>,
+    seed: Option<u64>,
+    device: &Device,
+) -> Arc<dyn DataLoader<Batch>> {
     let builder = DataLoaderBuilder::new(Pieces).batch_size(BATCH).set_device(device.clone());
     let builder = match seed {
         Some(seed) => builder.shuffle(seed),

@@ -46,7 +46,8 @@ fn main() -> Result<(), Failure> {
     }
     let steps: usize = args.first().map_or(Ok(150), |text| text.parse())?;
     let path = args.get(1).map_or("moby-dick.svg", String::as_str);
-    let runs = Kind::ALL.into_iter().map(|kind| child(kind, steps)).collect::<Result<Vec<_>, _>>()?;
+    let runs =
+        Kind::ALL.into_iter().map(|kind| child(kind, steps)).collect::<Result<Vec<_>, _>>()?;
     println!("{:8} {:>10} {:>10} {:>8} {:>9}", "", "loss", "held back", "steps/s", "peak MiB");
     for Run { name, losses, held_back, steps_per_second, peak } in &runs {
         let last = losses.last().copied().unwrap_or(f64::NAN);
@@ -86,7 +87,8 @@ fn one(kind: Kind, steps: usize) -> Result<(), Failure> {
     let mut losses: Vec<Tensor<1>> = Vec::new();
     let mut start = Instant::now();
     let batches = loader(train, Some(1), &device);
-    for (step, batch) in std::iter::repeat_with(|| batches.iter()).flatten().take(steps).enumerate() {
+    for (step, batch) in std::iter::repeat_with(|| batches.iter()).flatten().take(steps).enumerate()
+    {
         if step == WARM_UP.min(steps / 2) {
             device.sync()?;
             start = Instant::now();

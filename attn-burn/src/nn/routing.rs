@@ -93,7 +93,8 @@ impl RoutingAttentionConfig {
             .with_scale(self.scale);
         (routes.causal, routes.commitment) = (self.causal, self.commitment);
         let project = || linear(d_model, d_model, bias, device);
-        let normals = Tensor::random([heads, clusters, dim], Distribution::Normal(0.0, 1.0), device);
+        let normals =
+            Tensor::random([heads, clusters, dim], Distribution::Normal(0.0, 1.0), device);
         let means: Tensor<3> = normalised(normals);
         Ok(RoutingAttention {
             query: project(),

@@ -48,7 +48,7 @@ impl Attention {
     /// `[batch, heads_kv, keys, dim_qk]` and values `[batch, heads_kv, keys, dim_v]`.
     ///
     /// # Errors
-    /// Those of arguments that do not fit, and of [`apply`].
+    /// Those of arguments that do not fit, and of [`apply()`].
     pub fn forward(
         &self,
         q: burn::tensor::Tensor<4>,

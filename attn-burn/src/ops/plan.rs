@@ -78,7 +78,7 @@ impl PlanAttention {
     /// Plans get no gradient, their gates included.
     ///
     /// # Errors
-    /// Those of arguments that do not fit, and of [`apply`].
+    /// Those of arguments that do not fit, and of [`apply()`].
     pub fn forward(
         &self,
         q: burn::tensor::Tensor<4>,
@@ -87,9 +87,8 @@ impl PlanAttention {
         plan: &Plan,
     ) -> Result<burn::tensor::Tensor<4>> {
         let gpu = crate::gpu(&q.device())?;
-        let attention = self.made.get(&gpu, || {
-            plan::PlanAttention::new(&gpu, (*self.config).clone())
-        })?;
+        let attention =
+            self.made.get(&gpu, || plan::PlanAttention::new(&gpu, (*self.config).clone()))?;
         let op = OnPlan { attention, extents: plan.extents(), plan: plan.on(&gpu)? };
         apply(op, apply::Inputs::new().float(q).float(k).float(v))?.float()
     }
@@ -118,10 +117,8 @@ impl Operation for OnPlan {
         let (shape, outputs) = attention_outputs(&inputs[0], &inputs[1], &inputs[2])?;
         let got = [shape.batch, shape.heads, shape.heads_kv, shape.queries, shape.keys];
         if got != self.extents {
-            let expected = format!(
-                "{:?} (batch, heads, heads_kv, queries, keys) as the plan",
-                self.extents
-            );
+            let expected =
+                format!("{:?} (batch, heads, heads_kv, queries, keys) as the plan", self.extents);
             return Err(CoreError::shape("q, k, v", expected, &got).into());
         }
         Ok(outputs.into())

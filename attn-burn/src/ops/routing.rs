@@ -63,7 +63,7 @@ impl Routing {
     /// `valid`, `[batch, tokens]`, is 1 for a token and 0 for padding.
     ///
     /// # Errors
-    /// Those of arguments that do not fit, and of [`apply`].
+    /// Those of arguments that do not fit, and of [`apply()`].
     pub fn forward(
         &self,
         q: burn::tensor::Tensor<4>,

@@ -18,7 +18,9 @@ pub fn upload<const D: usize>(tensor: &Tensor, device: &Device) -> Result<burn::
         return Err(attn_core::Error::shape("tensor", expected, tensor.shape()).into());
     }
     if !crate::gpu(device)?.is_same(tensor.gpu()) {
-        return Err(attn_core::Error::config("device", "the tensor's", format!("{device:?}")).into());
+        return Err(
+            attn_core::Error::config("device", "the tensor's", format!("{device:?}")).into()
+        );
     }
     // A backend is chosen by an input, so there is one.
     let none = burn::tensor::Tensor::<1>::zeros([1], &device.clone().inner());

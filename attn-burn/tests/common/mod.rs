@@ -27,9 +27,8 @@ pub fn normal(count: usize, seed: u64) -> Vec<f32> {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         (state >> 40) as f64 / (1u64 << 24) as f64
     };
-    let one = |uniform: &mut dyn FnMut() -> f64| {
-        (0..12).map(|_| uniform()).sum::<f64>() as f32 - 6.0
-    };
+    let one =
+        |uniform: &mut dyn FnMut() -> f64| (0..12).map(|_| uniform()).sum::<f64>() as f32 - 6.0;
     (0..count).map(|_| one(&mut uniform)).collect()
 }
 
