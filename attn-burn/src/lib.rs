@@ -15,7 +15,10 @@ mod operation;
 pub mod ops;
 
 pub use apply::{Inputs, Outputs, apply};
+pub use attn_aaren;
 pub use attn_core::{self, dense, plan};
+pub use attn_flowformer;
+pub use attn_lightning;
 pub use attn_routing;
 pub use attn_wgpu::{self, DType, Error, Gpu, Result, wgpu};
 pub use burn;

@@ -1,11 +1,20 @@
 //! Modules: projections around the mechanisms, as burn's own `MultiHeadAttention` has them, so that
 //! records have its names (`query`, `key`, `value`, `output`).
 
+mod aaren;
 mod attention;
+mod flowformer;
+mod lightning;
 mod plan;
 mod routing;
 
+pub use self::aaren::{Aaren, AarenConfig};
 pub use self::attention::{Attention, AttentionConfig};
+pub use self::flowformer::{FlowAttention, FlowAttentionConfig};
+pub use self::lightning::{
+    GatedLinearAttention, GatedLinearAttentionConfig, GatedLinearUnit, GatedLinearUnitConfig,
+    LightningState, TransNormerLayer, TransNormerLayerConfig, simple_rms_norm,
+};
 pub use self::plan::{PlanAttention, PlanAttentionConfig};
 pub use self::routing::{Routed, RoutingAttention, RoutingAttentionConfig};
 

@@ -1,6 +1,9 @@
 //! The mechanisms as functions of burn's tensors.
 
+mod aaren;
 mod attention;
+mod flowformer;
+mod lightning;
 mod plan;
 mod routing;
 mod transfer;
@@ -10,7 +13,10 @@ use std::sync::{Mutex, PoisonError};
 use attn_core::AttentionShape;
 use attn_wgpu::{DType, Gpu, Result, Tensor};
 
+pub use self::aaren::Aaren;
 pub use self::attention::{Attended, Attention};
+pub use self::flowformer::Flowformer;
+pub use self::lightning::{Continued, Lightning};
 pub use self::plan::{Plan, PlanAttention};
 pub use self::routing::{Centroids, Routing, Trained};
 pub use self::transfer::upload;
@@ -18,9 +24,14 @@ pub use self::transfer::upload;
 use crate::operation::Spec;
 
 /// Something that belongs to a device and is made when it is first needed there.
-#[derive(Debug)]
 pub struct OnGpu<T> {
     made: Mutex<Option<(Gpu, T)>>,
+}
+
+impl<T> std::fmt::Debug for OnGpu<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OnGpu").finish_non_exhaustive()
+    }
 }
 
 impl<T> Default for OnGpu<T> {
@@ -64,4 +75,10 @@ fn hand_over(gradients: &[Option<Tensor>], own: &[&Tensor]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Integers as the words that kernels read.
+fn words(x: &Tensor) -> Result<Tensor> {
+    let (buffer, offset) = x.buffer();
+    Tensor::from_buffer(x.gpu(), buffer.clone(), offset, x.shape(), x.strides(), DType::U32)
 }

@@ -6,8 +6,8 @@ const SIZE: [f64; 2] = [640.0, 360.0];
 const MARGIN: f64 = 48.0;
 const COLOURS: [&str; 3] = ["#0072b2", "#d55e00", "#009e73"];
 
-/// One curve for each name, smoothed over steps.
-pub fn draw(curves: &[(&str, &[f64])]) -> String {
+/// One curve for each name, smoothed over steps; `label` says of what.
+pub fn draw(label: &str, curves: &[(&str, &[f64])]) -> String {
     let curves: Vec<_> = curves.iter().map(|(name, losses)| (*name, smooth(losses))).collect();
     let all = || curves.iter().flat_map(|(_, losses)| losses.iter().copied());
     let (low, high) =
@@ -51,7 +51,7 @@ pub fn draw(curves: &[(&str, &[f64])]) -> String {
     let _ = writeln!(
         svg,
         "<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">steps</text>\
-         <text x=\"8\" y=\"20\">loss, nats a byte</text>\n</svg>",
+         <text x=\"8\" y=\"20\">{label}</text>\n</svg>",
         SIZE[0] / 2.0,
         SIZE[1] - 10.0
     );

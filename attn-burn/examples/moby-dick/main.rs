@@ -54,7 +54,7 @@ fn main() -> Result<(), Failure> {
         println!("{name:8} {last:10.3} {held_back:10.3} {steps_per_second:8.2} {peak:9.0}");
     }
     let curves: Vec<_> = runs.iter().map(|run| (run.name, run.losses.as_slice())).collect();
-    std::fs::write(path, chart::draw(&curves))?;
+    std::fs::write(path, chart::draw("loss, nats a byte", &curves))?;
     println!("{path}");
     Ok(())
 }

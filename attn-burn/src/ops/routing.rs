@@ -9,7 +9,7 @@ use attn_wgpu::ops::{add, copy};
 use attn_wgpu::{DType, Gpu, Result, Tensor};
 use burn::tensor::Int;
 
-use super::{OnGpu, attention_outputs, hand_over};
+use super::{OnGpu, attention_outputs, hand_over, words};
 use crate::apply::{self, apply};
 use crate::operation::{Backward, Operation, Spec};
 
@@ -155,12 +155,6 @@ impl Routed {
     fn tensors<'a>(&self, inputs: &'a [Tensor]) -> Inputs<'a> {
         Inputs::new(&inputs[0], &inputs[self.k()], &inputs[self.k() + 1])
     }
-}
-
-/// Integers as the words that kernels read.
-fn words(x: &Tensor) -> Result<Tensor> {
-    let (buffer, offset) = x.buffer();
-    Tensor::from_buffer(x.gpu(), buffer.clone(), offset, x.shape(), x.strides(), DType::U32)
 }
 
 impl Operation for Routed {
