@@ -20,7 +20,9 @@ pub struct Random(u64);
 impl Random {
     pub fn new(seed: u64) -> Random {
         let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
-        (0..8).for_each(|_| drop(random.uniform()));
+        (0..8).for_each(|_| {
+            random.uniform();
+        });
         random
     }
 
