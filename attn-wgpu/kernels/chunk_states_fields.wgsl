@@ -1,4 +1,5 @@
-  // Parameters of the kernels of states of linear attention in blocks. Places are in chunks of four.
+  // Parameters of the kernels of states of linear attention in blocks: extents first, then places. Places
+  // are in chunks of four.
   entries: u32, heads: u32, group: u32, first_head: u32,
   tokens: u32, block: u32, row_tiles: u32, column_tiles: u32,
   // Rows of A and of B, in chunks of four.

@@ -1,4 +1,5 @@
-// Operands of the kernels of states of linear attention in blocks.
+// Operands of the kernels of states of linear attention in blocks: sums over the tokens of a block of
+// products of a row of a and a row of b.
 
 #import "halves"
 #import "source"

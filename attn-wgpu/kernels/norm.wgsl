@@ -30,17 +30,7 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> sum: array<Source>; // strided [e0, e1, e2, width]
 #endif
 
-// Squares of values above 1e18 overflow, so a second sum is of values this much smaller.
-const SMALL = 8.271806125530277e-25; // 2^-80
-const LARGE_SUM = 1e36;
-
-// 1 / sqrt(mean square + eps).
-fn inverse_root(sums: vec4<f32>) -> f32 {
-  let count = f32(width);
-  let plain = inverseSqrt(min(sums.x, LARGE_SUM) / count + params.eps);
-  let large = inverseSqrt(max(sums.y / count, 1e-30)) * SMALL;
-  return select(large, plain, sums.x < LARGE_SUM);
-}
+#import "row_root"
 
 @compute @workgroup_size(WORKGROUP)
 fn norm(

@@ -2,6 +2,12 @@
 //!
 //! Sums are in f32 whatever the storage. Elements may be as large as f32 goes.
 
+pub(crate) mod simple;
+
+pub use simple::{
+    simple_rms_norm, simple_rms_norm_backward, simple_rms_norm_backward_into, simple_rms_norm_into,
+};
+
 use crate::error::Result;
 use crate::kernel::{Call, KernelSource};
 use crate::ops;
@@ -185,10 +191,15 @@ pub fn layer_norm_into(
 }
 
 fn checked(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
-    if !(0.0..=1e30).contains(&eps) {
-        return Err(attn_core::Error::config("eps", "at least 0", eps).into());
-    }
+    check_eps(eps)?;
     checked_as("weight", x, weight)
+}
+
+fn check_eps(eps: f32) -> Result<()> {
+    if (0.0..=1e30).contains(&eps) {
+        return Ok(());
+    }
+    Err(attn_core::Error::config("eps", "at least 0", eps).into())
 }
 
 fn checked_as(arg: &'static str, x: &Tensor, weight: &Tensor) -> Result<Tensor> {

@@ -246,14 +246,19 @@ fn parts_change_no_bit() {
     let limits = wgpu_limits(1 << 16);
     let Some(small) = common::open(Gpu::builder().limits(limits)) else { return };
     let Some(weak) = common::open(Gpu::builder().max_work_per_dispatch(1e6)) else { return };
-    let case = plain([2, 2, 2, 500, 12, 20], &[0.0, 0.1, 0.5, 0.01]);
-    let run = |gpu: &Gpu| {
-        let (output, grads) = case.run(gpu, &case.data()).unwrap();
-        results(&output, &grads).map(|tensor| bits(&tensor))
-    };
-    let want = run(&gpu);
-    assert_eq!(run(&small), want, "small bindings");
-    assert_eq!(run(&weak), want, "little work");
+    // Heads that fit a small binding, and one that does not.
+    for case in [
+        plain([2, 2, 2, 500, 12, 20], &[0.0, 0.1, 0.5, 0.01]),
+        plain([1, 1, 1, 300, 64, 64], &[0.01]),
+    ] {
+        let run = |gpu: &Gpu| {
+            let (output, grads) = case.run(gpu, &case.data()).unwrap();
+            results(&output, &grads).map(|tensor| bits(&tensor))
+        };
+        let want = run(&gpu);
+        assert_eq!(run(&small), want, "small bindings");
+        assert_eq!(run(&weak), want, "little work");
+    }
 }
 
 fn wgpu_limits(binding: u64) -> attn_wgpu::wgpu::Limits {

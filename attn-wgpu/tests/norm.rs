@@ -5,6 +5,7 @@ mod common;
 use attn_core::testing::{Values, fill};
 use attn_wgpu::norm::{
     RmsNorm, layer_norm, layer_norm_into, rms_norm, rms_norm_add, rms_norm_add_into, rms_norm_into,
+    simple_rms_norm, simple_rms_norm_backward, simple_rms_norm_backward_into, simple_rms_norm_into,
 };
 use attn_wgpu::{Activation, DType, Error, Tensor, ops};
 use common::rows::{bits, close, floats, round};
@@ -98,6 +99,48 @@ proptest! {
         prop_assert_eq!(bits(&sum_target), bits(&sum));
         layer_norm_into(&x, &w, &v, 1e-5, &target).unwrap();
         close("layer into", &target, &want, TOLERANCE, 3e-6 * if width == 1 { 1e3 } else { 10.0 })?;
+    }
+
+    #[test]
+    fn the_norm_without_weights_and_its_derivative_are_those_of_f64(
+        extents in prop::array::uniform3(1usize..4),
+        width in prop_oneof![1usize..40, 60usize..70, Just(576), 1000usize..1100],
+        dtype in floats(),
+        seed in any::<u64>(),
+    ) {
+        let Some(gpu) = gpu() else { return Ok(()) };
+        let [a, b, c] = extents;
+        let shape = [a, b, c, width];
+        let count = a * b * c * width;
+        let data = round(&fill(seed, 0, Values::Normal, count), dtype);
+        let by = round(&fill(seed, 1, Values::Normal, count), dtype);
+        let x = upload(&gpu, &data, &shape, dtype).unwrap();
+        let dy = upload(&gpu, &by, &shape, dtype).unwrap();
+        let y = simple_rms_norm(&x, 1e-5).unwrap();
+        close("y", &y, &rms(&data, &vec![1.0; width], 1e-5, 0.0), TOLERANCE, 1e-6)?;
+
+        let row = |(x, dy): (&[f32], &[f32])| {
+            let squares: f64 = x.iter().map(|&x| f64::from(x).powi(2)).sum();
+            let root = (squares / width as f64 + 1e-5).sqrt().recip();
+            let pairs = || x.iter().zip(dy).map(|(&x, &dy)| (f64::from(x) * root, f64::from(dy)));
+            let mean = pairs().map(|(y, dy)| y * dy).sum::<f64>() / width as f64;
+            pairs().map(|(y, dy)| root * (dy - y * mean)).collect::<Vec<f64>>()
+        };
+        let want: Vec<f64> = data.chunks(width).zip(by.chunks(width)).flat_map(row).collect();
+        let dx = simple_rms_norm_backward(&x, &dy, 1e-5).unwrap();
+        // Of one element nearly nothing is left, and its root is up to 300 where it is small.
+        let left = if width == 1 { 1e-3 } else { 2e-5 };
+        close("dx", &dx, &want, TOLERANCE, left)?;
+
+        // A view of heads, and targets of the caller's.
+        let swapped = |x: &Tensor| x.permute(&[0, 2, 1, 3]).unwrap();
+        let same = simple_rms_norm_backward(&swapped(&x), &swapped(&dy), 1e-5).unwrap();
+        prop_assert_eq!(bits(&swapped(&same)), bits(&dx));
+        let target = Tensor::uninit(&gpu, &shape, dtype).unwrap();
+        simple_rms_norm_into(&x, 1e-5, &target).unwrap();
+        prop_assert_eq!(bits(&target), bits(&y));
+        simple_rms_norm_backward_into(&x, &dy, 1e-5, &target).unwrap();
+        prop_assert_eq!(bits(&target), bits(&dx));
     }
 
     #[test]

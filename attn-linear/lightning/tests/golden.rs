@@ -9,7 +9,8 @@ use attn_lightning::reference::{
     Cotangents, Inputs, Sglu, backward, backward_chunked, forward, forward_chunked, layer, lrpe,
     lrpe_backward, sglu, sglu_backward, srmsnorm, srmsnorm_backward,
 };
-use attn_lightning::{Config, Slopes};
+use attn_lightning::{self as device, Config, Gpu, Lightning, Lrpe, Slopes, Tensor};
+use attn_wgpu::norm::{simple_rms_norm, simple_rms_norm_backward};
 use ndarray::{Array, Array1, Dimension, Ix1, Ix2, Ix3, Ix4};
 
 /// Tolerances of the specification for f32, of the largest absolute number of a tensor, which bind the
@@ -24,8 +25,12 @@ fn lightning() {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data");
     let files = golden::files(&folder, "lightning").unwrap();
     assert!(files.iter().any(|file| file.shipped), "no file in {}", folder.display());
+    let gpu = attn_wgpu::testing::open();
     for file in files {
         println!("{}", file.path().display());
+        if let Some(gpu) = &gpu {
+            on_device(&file, gpu).unwrap();
+        }
         match file.kind() {
             Some("decay_linear_attention") => attention(&file).unwrap(),
             Some("lrpe") => positions(&file).unwrap(),
@@ -151,6 +156,109 @@ fn decoder_layer(file: &GoldenFile) -> Result<()> {
     assert_eq!(by.theta.is_some(), file.contains("d_theta"));
     if let Some(d_theta) = &by.theta {
         held(file, "d_theta", d_theta, GRAD);
+    }
+    Ok(())
+}
+
+fn on_device(file: &GoldenFile, gpu: &Gpu) -> attn_wgpu::Result<()> {
+    match file.kind() {
+        Some("decay_linear_attention") => attention_on_device(file, gpu),
+        Some("lrpe") => positions_on_device(file, gpu),
+        Some("sglu(srmsnorm(x))") => norm_on_device(file, gpu),
+        Some("decoder_layer") => layer_on_device(file, gpu),
+        // The reference refuses what is of no known kind.
+        _ => Ok(()),
+    }
+}
+
+fn up<D: Dimension>(gpu: &Gpu, x: &Array<f64, D>) -> Tensor {
+    Tensor::from_array(gpu, &x.mapv(|x| x as f32).view().into_dyn()).unwrap()
+}
+
+/// Within the specification's tolerances, of f32, also for shipped files.
+fn held_on_device(file: &GoldenFile, name: &str, got: &Tensor, bound: f64) {
+    let want = file.f64(name).unwrap();
+    let got = got.to_array::<f32>().unwrap().mapv(f64::from);
+    assert_eq!(got.shape(), want.shape(), "{name}");
+    let largest = want.iter().fold(0.0, |max: f64, x| max.max(x.abs()));
+    let worst = got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) / largest;
+    assert!(worst <= bound, "{name} on the device: {worst:e} above {bound:e}");
+    println!("  {name} on the device: {worst:.1e}");
+}
+
+fn attention_on_device(file: &GoldenFile, gpu: &Gpu) -> attn_wgpu::Result<()> {
+    let [q, k, v, d_o] = ["q", "k", "v", "d_o"].map(|name| up(gpu, &read::<Ix4>(file, name)));
+    let state = |name| file.contains(name).then(|| up(gpu, &read::<Ix4>(file, name)));
+    let (kv, d_kv) = (state("kv0"), state("d_kv_final"));
+    let slopes = read::<Ix1>(file, "slopes");
+    for block in [16, 32, 64] {
+        let lightning = Lightning::new(gpu, config(&slopes, block))?;
+        let inputs = device::Inputs { kv: kv.as_ref(), ..device::Inputs::new(&q, &k, &v) };
+        let (output, saved) = lightning.forward_saved(inputs)?;
+        let by = device::Cotangents { kv: d_kv.as_ref(), ..device::Cotangents::new(&d_o) };
+        let grads = lightning.backward(&saved, by)?;
+        held_on_device(file, "o", &output.out, OUT);
+        held_on_device(file, "kv_final", &output.kv, OUT);
+        held_on_device(file, "d_q", &grads.dq, GRAD);
+        held_on_device(file, "d_k", &grads.dk, GRAD);
+        held_on_device(file, "d_v", &grads.dv, GRAD);
+        if file.contains("d_kv0") {
+            held_on_device(file, "d_kv0", &grads.d_kv, GRAD);
+        }
+    }
+    Ok(())
+}
+
+fn positions_on_device(file: &GoldenFile, gpu: &Gpu) -> attn_wgpu::Result<()> {
+    let theta = read::<Ix2>(file, "theta");
+    let [x, d_y] = ["x", "d_y"].map(|name| up(gpu, &read::<Ix4>(file, name)));
+    let (lrpe, first) = (Lrpe::new(gpu, theta.view())?, file.number("offset")? as usize);
+    held_on_device(file, "y", &lrpe.forward(&x, first)?, OUT);
+    let (dx, d_theta) = lrpe.backward(&x, first, &d_y)?;
+    held_on_device(file, "d_x", &dx, GRAD);
+    held_on_device(file, "d_theta", &d_theta, GRAD);
+    Ok(())
+}
+
+/// The norm; the unit behind it is held with the layers.
+fn norm_on_device(file: &GoldenFile, gpu: &Gpu) -> attn_wgpu::Result<()> {
+    let (x, d_y) = (read::<Ix3>(file, "x"), read::<Ix3>(file, "d_y"));
+    let [w_v, w_u, w_o] = ["w_v", "w_u", "w_o"].map(|name| read::<Ix2>(file, name));
+    let weights = Sglu { w_v: w_v.view(), w_u: w_u.view(), w_o: w_o.view() };
+    let epsilon = file.number("eps")?;
+    let uploaded = up(gpu, &x);
+    held_on_device(file, "x_norm", &simple_rms_norm(&uploaded, epsilon as f32)?, OUT);
+    let (d_normed, _) = sglu_backward(srmsnorm(x.view(), epsilon).view(), weights, d_y.view())?;
+    let dx = simple_rms_norm_backward(&uploaded, &up(gpu, &d_normed), epsilon as f32)?;
+    held_on_device(file, "d_x", &dx, GRAD);
+    Ok(())
+}
+
+fn layer_on_device(file: &GoldenFile, gpu: &Gpu) -> attn_wgpu::Result<()> {
+    let mut config = config(&read::<Ix1>(file, "slopes"), 64);
+    config.epsilon = file.number("eps")?;
+    let layer = device::layer::Layer::load(gpu, config, file.path(), "")?;
+    let [x, d_y] = ["x", "d_y"].map(|name| up(gpu, &read::<Ix3>(file, name)));
+    let (output, saved) = layer.forward_saved(&x, None)?;
+    held_on_device(file, "attn_o", &output.attention, OUT);
+    held_on_device(file, "kv_final", output.state.kv(), OUT);
+    held_on_device(file, "y_after_attention", &output.after_attention, OUT);
+    held_on_device(file, "y", &output.out, OUT);
+    held_on_device(file, "y", &layer.forward(&x, None)?.out, OUT);
+    let grads = layer.backward(&saved, &d_y)?;
+    held_on_device(file, "d_x", &grads.dx, GRAD);
+    let by = &grads.weights;
+    for (name, got) in [
+        ("d_w_qkvu", &by.w_qkvu),
+        ("d_w_out", &by.w_out),
+        ("d_w_v", &by.w_v),
+        ("d_w_u", &by.w_u),
+        ("d_w_o", &by.w_o),
+    ] {
+        held_on_device(file, name, got, GRAD);
+    }
+    if let Some(d_theta) = &by.theta {
+        held_on_device(file, "d_theta", d_theta, GRAD);
     }
     Ok(())
 }

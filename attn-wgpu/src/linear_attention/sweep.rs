@@ -52,6 +52,9 @@ pub(super) fn states_kernel(variant: &Variant) -> KernelSource {
     }
 }
 
+/// Columns of pairs that a workgroup has at once, at least.
+const LEAST_PAIRS: usize = 16;
+
 /// Parameters of all kernels of blocks.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -191,6 +194,10 @@ impl Sweep<'_> {
         let kernel = self.gpu.kernel(&rows_kernel(&variant), constants)?;
         let [a, b, x, states, out] = bindings;
         let members = if call.upper { self.group } else { 1 };
+        // Of each member: the state, and for each tile of pairs their products and their use.
+        let tiles_of_pairs = self.block.min(tokens).div_ceil(LEAST_PAIRS);
+        let steps = members * (depth4 + tiles_of_pairs * (depth4 + LEAST_PAIRS));
+        self.gpu.capabilities().check_steps(format!("`{}`", rows_kernel(&variant).name), steps)?;
         kernel.dispatch(
             self.gpu,
             &Dispatch {
@@ -260,7 +267,7 @@ impl Part {
     fn halves(&self) -> Option<[Part; 2]> {
         let split = |range: &Range<usize>| {
             let middle = range.start + range.len() / 2;
-            (range.len() > 1).then(|| [range.start..middle, middle..range.end])
+            (range.len() > 1).then_some([range.start..middle, middle..range.end])
         };
         if let Some(parts) = split(&self.batch) {
             return Some(parts.map(|batch| Part { batch, ..self.clone() }));

@@ -6,7 +6,7 @@ use crate::capabilities::Capabilities;
 use crate::elementwise::{Function, MAP};
 use crate::embedding::GATHER_ROWS;
 use crate::kernel::{Constants, KernelSource};
-use crate::norm::{self, NORM};
+use crate::norm::{self, NORM, simple::SIMPLE};
 use crate::ops;
 use crate::rope::{Layout, ROPE, RopeTable};
 use crate::sample::{self, Sampling};
@@ -57,6 +57,12 @@ fn reductions(list: &mut Vec<Variant>, capabilities: &Capabilities) {
                 let constants = constants.flag(flag, !flag.is_empty());
                 let rest = format!("to {} {flag}", target.name());
                 list.push((NORM, constants, words(&sharing, source, &rest)));
+            }
+            for flag in ["", "BACKWARD"] {
+                let constants = storage(sharing.constants(), source, Some(target));
+                let constants = constants.flag(flag, !flag.is_empty());
+                let rest = format!("to {} {flag}", target.name());
+                list.push((SIMPLE, constants, words(&sharing, source, &rest)));
             }
         }
     }
@@ -160,6 +166,8 @@ mod tests {
             norm::rms_norm(&x, &weight, &config)?;
             norm::rms_norm_add(&x, &x, &weight, &config)?;
             norm::layer_norm(&x, &weight, &weight, 1e-6)?;
+            norm::simple_rms_norm(&x, 1e-6)?;
+            norm::simple_rms_norm_backward(&x, &x, 1e-6)?;
             soft::softmax(&x)?;
             soft::log_sum_exp(&x)?;
             soft::log_softmax_gather(&x, &numbers, None)?;

@@ -24,6 +24,7 @@ pub(crate) const SNIPPETS: &[(&str, &str)] = &[
     ("row_place", include_str!("../../kernels/row_place.wgsl")),
     ("row_item", include_str!("../../kernels/row_item.wgsl")),
     ("row_reduce", include_str!("../../kernels/row_reduce.wgsl")),
+    ("row_root", include_str!("../../kernels/row_root.wgsl")),
     ("row_mass", include_str!("../../kernels/row_mass.wgsl")),
     ("row_keys", include_str!("../../kernels/row_keys.wgsl")),
     ("row_best", include_str!("../../kernels/row_best.wgsl")),

@@ -16,5 +16,6 @@ pub fn mechanisms() -> Vec<Box<dyn Mechanism>> {
         Box::new(attn_routing::bench::Benchmark),
         Box::new(attn_aaren::bench::Benchmark),
         Box::new(attn_flowformer::bench::Benchmark),
+        Box::new(attn_lightning::bench::Benchmark),
     ]
 }

@@ -10,14 +10,14 @@ use attn_wgpu::{Capabilities, expand};
 type Catalogue = fn(&Capabilities) -> Vec<Entry>;
 
 /// One line a crate that has kernels.
-const CATALOGUES: &[Catalogue] =
-    &[
-        catalogue::entries,
-        attn_aaren::kernels,
-        attn_flexprefill::kernels,
-        attn_flowformer::kernels,
-        attn_routing::kernels,
-    ];
+const CATALOGUES: &[Catalogue] = &[
+    catalogue::entries,
+    attn_aaren::kernels,
+    attn_flexprefill::kernels,
+    attn_flowformer::kernels,
+    attn_lightning::kernels,
+    attn_routing::kernels,
+];
 
 /// What all devices that get a text have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,10 +2,9 @@
 
 use std::path::Path;
 
-use attn_core::{Error, Result};
-use ndarray::{Array4, ArrayView4};
+use attn_core::{ArrayFile, Error, Result};
+use ndarray::{Array4, ArrayView4, Ix0, arr0};
 
-use super::tensors::{self, Tensors};
 use super::{Inputs, forward_chunked};
 use crate::Config;
 
@@ -16,7 +15,8 @@ pub struct State {
     position: usize,
 }
 
-/// Names in a file.
+/// Names in a file, and what it is.
+const KIND: &str = "lightning state";
 const KV: &str = "kv";
 const POSITION: &str = "position";
 
@@ -47,26 +47,30 @@ impl State {
         self.kv.len() * size_of::<f64>()
     }
 
-    /// Writes a safetensors file with the tensor `kv` in f64 and the metadata `position`.
+    /// Writes a safetensors file with the arrays `kv` and `position` in f64.
     ///
     /// # Errors
     /// [`Error::File`] where it cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        let metadata = [(POSITION.to_owned(), self.position.to_string())].into();
-        tensors::write(path.as_ref(), &[(KV, self.kv.view().into_dyn())], metadata)
+        let position = arr0(self.position as f64);
+        ArrayFile::new(KIND).with(KV, self.kv.view()).with(POSITION, position.view()).write(path)
     }
 
-    /// Reads what [`State::save`] wrote; floating-point numbers of any size are welcome.
+    /// Reads what [`State::save`] wrote.
     ///
     /// # Errors
     /// [`Error::File`] where the file cannot be read or does not hold a state.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let file = Tensors::read(path)?;
-        let kv = file.array(KV)?;
-        let position = file.metadata(POSITION).and_then(|text| text.parse().ok());
-        let position = position.ok_or_else(|| Error::file(path, "metadata has no `position`"))?;
-        Ok(State { kv, position })
+        let file = ArrayFile::read(path, KIND)?;
+        let position = file.get::<Ix0>(POSITION)?.into_scalar();
+        if !(0.0..=2_f64.powi(53)).contains(&position) || position.fract() != 0.0 {
+            return Err(Error::file(
+                path,
+                format!("`position` is {position}, expected a number of tokens"),
+            ));
+        }
+        Ok(State { kv: file.get(KV)?, position: position as usize })
     }
 }
 

@@ -1,11 +1,10 @@
 //! Arrays in safetensors files.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use attn_core::{Error, Result};
 use half::{bf16, f16};
-use ndarray::{Array, ArrayViewD, Dimension, IxDyn};
+use ndarray::{Array, Dimension, IxDyn};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
@@ -13,21 +12,13 @@ use safetensors::{Dtype, SafeTensors};
 pub struct Tensors {
     path: PathBuf,
     bytes: Vec<u8>,
-    metadata: HashMap<String, String>,
 }
 
 impl Tensors {
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|error| Error::file(path, error))?;
-        let metadata = match SafeTensors::read_metadata(&bytes) {
-            Ok((_, header)) => header.metadata().clone().unwrap_or_default(),
-            Err(error) => return Err(Error::file(path, error)),
-        };
-        Ok(Tensors { path: path.to_owned(), bytes, metadata })
-    }
-
-    pub fn metadata(&self, key: &str) -> Option<&str> {
-        self.metadata.get(key).map(String::as_str)
+        SafeTensors::read_metadata(&bytes).map_err(|error| Error::file(path, error))?;
+        Ok(Tensors { path: path.to_owned(), bytes })
     }
 
     pub fn contains(&self, name: &str) -> Result<bool> {
@@ -52,26 +43,6 @@ impl Tensors {
     fn views(&self) -> Result<SafeTensors<'_>> {
         SafeTensors::deserialize(&self.bytes).map_err(|error| Error::file(&self.path, error))
     }
-}
-
-/// Writes arrays in f64.
-pub fn write(
-    path: &Path,
-    arrays: &[(&str, ArrayViewD<'_, f64>)],
-    metadata: HashMap<String, String>,
-) -> Result<()> {
-    let bad = |error: safetensors::SafeTensorError| Error::file(path, error);
-    let bytes = arrays.iter().map(|(_, array)| -> Vec<u8> {
-        array.iter().flat_map(|number| number.to_le_bytes()).collect()
-    });
-    let bytes: Vec<Vec<u8>> = bytes.collect();
-    let mut views = Vec::new();
-    for ((name, array), bytes) in arrays.iter().zip(&bytes) {
-        let view = TensorView::new(Dtype::F64, array.shape().to_vec(), bytes).map_err(bad)?;
-        views.push((*name, view));
-    }
-    let file = safetensors::serialize(views, Some(metadata)).map_err(bad)?;
-    std::fs::write(path, file).map_err(|error| Error::file(path, error))
 }
 
 fn numbers(view: &TensorView<'_>) -> Option<Vec<f64>> {

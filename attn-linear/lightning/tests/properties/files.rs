@@ -1,11 +1,12 @@
 //! States and weights in files.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 
+use attn_core::ArrayFile;
 use attn_lightning::reference::State;
 use attn_lightning::reference::layer::Weights;
 use half::{bf16, f16};
+use ndarray::{Array4, arr0};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
@@ -16,17 +17,12 @@ fn path(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("attn-lightning-{}-{name}.safetensors", std::process::id()))
 }
 
-fn write(
-    name: &str,
-    tensors: &[(&str, Dtype, Vec<usize>, Vec<u8>)],
-    position: Option<&str>,
-) -> PathBuf {
+fn write(name: &str, tensors: &[(&str, Dtype, Vec<usize>, Vec<u8>)]) -> PathBuf {
     let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
         (*name, TensorView::new(*dtype, shape.clone(), bytes).unwrap())
     });
-    let metadata = position.map(|text| HashMap::from([("position".to_owned(), text.to_owned())]));
     let path = path(name);
-    std::fs::write(&path, safetensors::serialize(views, metadata).unwrap()).unwrap();
+    std::fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
     path
 }
 
@@ -44,18 +40,28 @@ fn a_state_comes_back_bit_by_bit() {
 
 #[test]
 fn what_is_no_state_is_refused() {
-    let zeros = |count| vec![0; count];
-    let kv = |shape: &[usize]| {
-        ("kv", Dtype::F32, shape.to_vec(), zeros(4 * shape.iter().product::<usize>()))
+    let zeros = |shape: [usize; 4]| Array4::<f64>::zeros(shape);
+    let file = |name: &str, kind: &str, kv: Option<Array4<f64>>, position: Option<f64>| {
+        let path = path(name);
+        let mut file = ArrayFile::new(kind);
+        if let Some(kv) = &kv {
+            file = file.with("kv", kv.view());
+        }
+        if let Some(position) = position {
+            file = file.with("position", arr0(position).view());
+        }
+        file.write(&path).unwrap();
+        path
     };
-    let integers = ("kv", Dtype::I32, vec![1, 1, 1, 1], zeros(4));
+    let (kind, one) = ("lightning state", || Some(zeros([1, 1, 1, 1])));
     for (path, part) in [
         (path("missing"), "o such file"),
-        (write("name", &[("kw", Dtype::F32, vec![1], zeros(4))], Some("3")), "`kv`"),
-        (write("rank", &[kv(&[2, 3])], Some("3")), "has shape [2, 3], expected 4 extents"),
-        (write("dtype", &[integers], Some("3")), "holds I32, expected floating-point numbers"),
-        (write("position", &[kv(&[1, 1, 1, 1])], None), "no `position`"),
-        (write("text", &[kv(&[1, 1, 1, 1])], Some("-3")), "no `position`"),
+        (file("kind", "aaren state", one(), Some(3.0)), "expected `lightning state`"),
+        (file("kv", kind, None, Some(3.0)), "`kv`"),
+        (file("position", kind, one(), None), "`position`"),
+        (file("negative", kind, one(), Some(-3.0)), "`position` is -3"),
+        (file("part", kind, one(), Some(0.5)), "`position` is 0.5"),
+        (file("nan", kind, one(), Some(f64::NAN)), "`position` is NaN"),
     ] {
         let message = State::load(&path).unwrap_err().to_string();
         assert!(message.contains(part), "{message:?} lacks {part:?}");
@@ -82,7 +88,7 @@ fn weights_may_be_of_any_floating_point_type() {
         let names = ["w_qkvu", "w_out", "w_v", "w_u", "w_o"].map(|name| format!("layers.3.{name}"));
         let tensors: Vec<_> =
             names.iter().map(|name| (name.as_str(), dtype, vec![2, 2], bytes.clone())).collect();
-        let path = write("weights", &tensors, None);
+        let path = write("weights", &tensors);
         let weights = Weights::load(&path, "layers.3.").unwrap();
         for matrix in [&weights.w_qkvu, &weights.w_out, &weights.w_v, &weights.w_u, &weights.w_o] {
             assert_eq!(*matrix, ndarray::arr2(&[[0.5, -1.25], [3.0, 0.0]]));

@@ -1,5 +1,6 @@
-//! Laws of the reference.
+//! Laws of the reference, and the device held to it.
 
+mod device;
 mod errors;
 mod files;
 mod forms;

@@ -56,7 +56,7 @@ impl Weights {
     }
 
     /// Checks that they fit together, and tells `hid`.
-    pub(super) fn check(&self, heads: usize) -> Result<usize> {
+    pub(crate) fn check(&self, heads: usize) -> Result<usize> {
         let (rows, d_model) = self.w_qkvu.dim();
         // Each part goes to all heads in equal shares.
         let (hidden, rest) = (rows / 4, rows % 4);
