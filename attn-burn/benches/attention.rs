@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use attn_burn::attn_core::{AttentionShape, Mask};
-use attn_burn::attn_wgpu::{DeviceKind, Gpu};
+use attn_burn::attn_wgpu::{self, DType, DeviceKind, Gpu};
 use attn_burn::dense::Config;
 use attn_burn::ops::Attention;
 use burn::tensor::module::attention;
@@ -25,6 +25,7 @@ fn main() -> Result<(), Failure> {
     let device = attn_burn::device()?;
     let gpu = attn_burn::gpu(&device)?;
     println!("{}", gpu.adapter());
+    println!("copy of one gradient of {SHAPE:?}: {:.2} ms", 1e3 * copy(&gpu)?);
     let mut rows = Vec::new();
     for backward in [false, true] {
         for causal in [false, true] {
@@ -36,6 +37,23 @@ fn main() -> Result<(), Failure> {
         println!("{path}");
     }
     Ok(())
+}
+
+/// Seconds of the copy on the device that each gradient of attention costs.
+fn copy(gpu: &Gpu) -> Result<f64, Failure> {
+    const TIMES: u32 = 20;
+    let [from, to] = [0; 2].map(|_| attn_wgpu::Tensor::zeros(gpu, &SHAPE, DType::F32));
+    let (from, to) = (from?, to?);
+    attn_wgpu::ops::copy(&from, &to)?;
+    gpu.sync()?;
+    let start = now();
+    for _ in 0..TIMES {
+        attn_wgpu::ops::copy(&from, &to)?;
+    }
+    gpu.sync()?;
+    let end = now();
+    let times = [0, 1].map(|i| (end[i] - start[i]).as_secs_f64() / f64::from(TIMES));
+    Ok(seconds(gpu, &[times])[0])
 }
 
 fn compare(

@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::sync::{Mutex, PoisonError};
+
 use attn_burn::attn_core::plan::{PlanShape, SparsePlan};
 use attn_burn::nn::{
     Attention, AttentionConfig, PlanAttention, PlanAttentionConfig, RoutingAttention,
@@ -28,17 +30,24 @@ struct Model {
 
 impl Model {
     fn new(device: &Device) -> Model {
+        // The seed is one for all threads, and burn draws weights when they are first needed.
+        static SEED: Mutex<()> = Mutex::new(());
+        let _held = SEED.lock().unwrap_or_else(PoisonError::into_inner);
+        device.sync().unwrap();
         device.seed(7);
         let shape = PlanShape::new(2, 2, 2, 24, 24);
         let plan = SparsePlan::full(shape, true, 8).unwrap();
         let routing = RoutingAttentionConfig::new(WIDTH, 2, 4, 6).with_decay(0.9);
-        Model {
+        let model = Model {
             dense: AttentionConfig::new(WIDTH, 4).with_heads_kv(Some(2)).init(device).unwrap(),
             plan: PlanAttentionConfig::new(WIDTH, 2).init(device).unwrap(),
             routing: routing.with_scale(0.3).with_commitment(0.1).init(device).unwrap(),
             last: LinearConfig::new(WIDTH, WIDTH).init(device),
             given: plan.into(),
         }
+        .materialize();
+        device.sync().unwrap();
+        model
     }
 
     /// Output and commitment loss.

@@ -6,6 +6,7 @@
 //! |---|---|---|
 //! | `aaren` | `aaren`, crate `attn-aaren` | Attention as an RNN (2024) |
 //! | `flowformer` | `flowformer`, crate `attn-flowformer` | Flowformer: Linearizing Transformers with Conservation Flows (2022) |
+//! | `lightning` | `lightning`, crate `attn-lightning` | Scaling TransNormer to 175 Billion Parameters (2023) |
 //!
 //! Further features reach every paper that is on and has them: `serde`, and the back-ends `vulkan`, `metal` and
 //! `dx12`, which are on by default. Each module re-exports the types that all share, such as `Gpu` and
@@ -16,3 +17,5 @@
 pub use attn_aaren as aaren;
 #[cfg(feature = "flowformer")]
 pub use attn_flowformer as flowformer;
+#[cfg(feature = "lightning")]
+pub use attn_lightning as lightning;

@@ -10,6 +10,7 @@
 //! * [`matmul`]: matrix products with bias, activation and residual, weights in f32 or half types.
 //! * [`linear_attention`]: causal linear attention with decay, in blocks, with states and gradients.
 //! * [`select`]: kernels of which selecting methods are made: sums, sorting, choices by row, bitsets.
+//! * [`scan`]: linear recurrences, softmax over prefixes, products of rows and sums of columns.
 //! * [`Kernel`]: loading and dispatching WGSL kernels, for the crates of this workspace and for
 //!   yours alike.
 //! * [`settings`]: how kernels split their work, measured by `cargo xtask tune`.

@@ -74,6 +74,29 @@ fn nan_in_keys_that_are_not_selected_changes_nothing() {
     assert!(checked > 1000, "{checked}");
 }
 
+/// Where entries have biases, rows before a key do not read it either.
+#[test]
+fn nan_in_keys_behind_a_row_changes_nothing_with_biases() {
+    let Some(gpu) = gpu() else { return };
+    let (n, key) = (40, 20);
+    for m in [n, 3] {
+        let inputs = normal(shape([1, 2, 1, m, n, 16, 16]), 14);
+        let mut plan = blocks(PlanShape::from(&inputs.shape), Share::PerKvHead, true, [32, 8], 100);
+        let bias = |i: usize| (i % 3) as f32 - 1.0;
+        plan.parts[0].bias = Some((0..plan.parts[0].entries.nnz()).map(bias).collect());
+        let key = if m == n { key } else { n - 1 };
+        let mut planted = inputs.clone();
+        plant(&mut planted.k, key * 16..(key + 1) * 16, f32::NAN).unwrap();
+        plant(&mut planted.v, key * 16..(key + 1) * 16, f32::INFINITY).unwrap();
+        let before = |inputs: &HostInputs| {
+            let out = run(&gpu, inputs, &plan, &config(&plan)).out;
+            let rows = out.chunks(16 * m).flat_map(|head| &head[..16 * (key + m - n)]);
+            rows.copied().collect::<Vec<f32>>()
+        };
+        assert_eq!(before(&planted), before(&inputs), "{m}");
+    }
+}
+
 /// The same sets of keys as blocks, bits, ranges and tokens.
 #[test]
 fn entries_of_every_kind_are_the_same_plan() {

@@ -324,6 +324,14 @@ fn extents_of_zero() {
         let scan = softmax_scan(&on_scores, &empty(&[1, 2, tokens, 0]), None, DType::F32).unwrap();
         close("lse", &read(&scan.lse), &softmax_loop(shape, &scores, &[], None).lse, BOUND);
     }
+    assert_eq!(
+        read(&row_dot(RowDot::new(&empty(&[1, 2, 3, 0]), &empty(&[1, 2, 3, 0]))).unwrap()),
+        [0.0; 6]
+    );
+    let (scores, v) = (empty(&[1, 2, 3]), empty(&[1, 2, 3, 0]));
+    let lse = Tensor::full(&gpu, &[1, 2, 3], 9f32).unwrap();
+    softmax_scan_into(&scores, &v, None, &empty(&[1, 2, 3, 0]), &lse).unwrap();
+    close("lse", &read(&lse), &[1.0, 2.0, 3.0, 1.0, 2.0, 3.0].map(|t: f64| (t.ln(), 1.0)), BOUND);
     let first = f32s(&gpu, &normals(1, 8), &[1, 2, 4]);
     let scanned =
         recurrence(Recurrence::new(&empty(&[1, 2, 0, 4])).with_first(Some(&first))).unwrap();
@@ -448,6 +456,8 @@ fn wrong_arguments_are_errors() {
     assert!(text(error).contains("first"));
     let error = recurrence(Recurrence::new(&v).with_heads(3)).unwrap_err();
     assert!(text(error).contains("divides 3"));
+    let later = SoftmaxState::empty(&gpu, 1, 2, 4).unwrap();
+    assert!(text(later.merge(&other).unwrap_err()).contains("later"));
     let error = row_dot(RowDot::new(&v, &f(&[1, 2, 4, 4]))).unwrap_err();
     assert!(text(error).contains("`y`"));
     let error = column_sums(Columns::new(&v).with_weights(&f(&[1, 2, 4]))).unwrap_err();

@@ -224,15 +224,7 @@ impl<'a> Call<'a> {
     fn scores(&self) -> Result<Tensor> {
         let call = RowDot::new(self.inputs.k, &self.q).with_factor(self.scale);
         let call = call.with_valid(self.inputs.valid, MASKED);
-        if self.shape.heads * self.shape.batch * self.shape.queries == 0 || self.shape.dim_qk > 0 {
-            return row_dot(call);
-        }
-        // Without an element all products are 0.
-        let scores = Tensor::zeros(self.inputs.k.gpu(), &self.shape.lse(), DType::F32)?;
-        match self.inputs.valid {
-            None => Ok(scores),
-            Some(_) => Err(Error::shape("k", "at least one element", self.inputs.k.shape()).into()),
-        }
+        row_dot(call)
     }
 
     fn first(&self) -> Option<&'a SoftmaxState> {

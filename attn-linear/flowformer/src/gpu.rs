@@ -46,7 +46,8 @@ pub struct Inputs<'a> {
     pub v: &'a Tensor,
     /// Which queries count, u32 `[batch, queries]`: 1, and 0 for padding. Default: all.
     pub valid_q: Option<&'a Tensor>,
-    /// Which keys count, u32 `[batch, keys]`. Default: all.
+    /// Which keys count, u32 `[batch, keys]`. Default: all. In the causal form they must be the tokens of
+    /// `valid_q`, which is not checked, as contents are on the device.
     pub valid_k: Option<&'a Tensor>,
     /// What the tokens before these left, in the causal form. Default: nothing.
     pub state: Option<&'a State>,
@@ -221,7 +222,6 @@ impl Flowformer {
                 return Err(Error::shape(arg, expected, valid.shape()).into());
             }
         }
-        // Equal contents on the device cannot be seen from here, one tensor can.
         if self.config.causal && inputs.valid_q.is_some() != inputs.valid_k.is_some() {
             let expected = "the tokens of valid_q in a causal call";
             return Err(Error::data("valid_k", expected, "others").into());

@@ -20,11 +20,13 @@ mod columns;
 mod dots;
 mod recurrence;
 mod softmax;
+mod state;
 
 pub use columns::{Columns, column_sums};
 pub use dots::{RowDot, row_dot, row_dot_into};
 pub use recurrence::{Direction, Recurrence, Scanned, recurrence, recurrence_into};
-pub use softmax::{SoftmaxScan, SoftmaxState, softmax_fold, softmax_scan, softmax_scan_into};
+pub use softmax::{SoftmaxScan, softmax_fold, softmax_scan, softmax_scan_into};
+pub use state::SoftmaxState;
 
 use crate::capabilities::Capabilities;
 use crate::error::Result;

@@ -14,8 +14,8 @@ pub fn mechanisms() -> Vec<Box<dyn Mechanism>> {
         Box::new(RandomPlan::TOKENS),
         Box::new(attn_flexprefill::bench::Benchmark),
         Box::new(attn_routing::bench::Benchmark),
+        Box::new(attn_lightning::bench::Benchmark),
         Box::new(attn_aaren::bench::Benchmark),
         Box::new(attn_flowformer::bench::Benchmark),
-        Box::new(attn_lightning::bench::Benchmark),
     ]
 }

@@ -38,17 +38,30 @@ struct Row {
 const BY_FLAG: &[Row] = &[
     Row {
         of: "BITS",
-        quick: &["forms::nan_behind_bits_changes_nothing", "places::bits_beyond_65536_keys"],
+        quick: &[
+            "forms::nan_behind_bits_changes_nothing",
+            "places::modifiers_in_documents_and_under_bits",
+            "places::bits_beyond_65536_keys",
+        ],
         long: &["forms::explicit_bits", "backward::nan_that_nobody_sees_changes_nothing"],
     },
     Row {
         of: "SOFT_CAP",
-        quick: &["forms::soft_cap", "backward::finite_differences"],
+        quick: &[
+            "places::digits_of_the_soft_cap",
+            "forms::soft_cap",
+            "places::modifiers_in_documents_and_under_bits",
+            "backward::finite_differences",
+        ],
         long: &["backward::soft_cap_modifiers_and_sinks"],
     },
     Row {
         of: "MODIFIER_SCORE",
-        quick: &["forms::modifiers_see_their_place", "backward::finite_differences"],
+        quick: &[
+            "forms::modifiers_see_their_place",
+            "places::modifiers_in_documents_and_under_bits",
+            "backward::finite_differences",
+        ],
         long: &[
             "forms::mask_modifiers_and_scores_that_mask",
             "backward::soft_cap_modifiers_and_sinks",
@@ -56,7 +69,10 @@ const BY_FLAG: &[Row] = &[
     },
     Row {
         of: "MODIFIER_MASK",
-        quick: &["backward::derivatives_are_asked_for_only_where_scores_change"],
+        quick: &[
+            "places::modifiers_in_documents_and_under_bits",
+            "backward::derivatives_are_asked_for_only_where_scores_change",
+        ],
         long: &["forms::mask_modifiers_and_scores_that_mask"],
     },
     Row {
@@ -78,9 +94,20 @@ const BY_FLAG: &[Row] = &[
         quick: &["forms::sinks", "places::parts_of_a_call_know_their_sinks"],
         long: &[],
     },
-    Row { of: "KEY_BIAS", quick: &["plan::biases_modifiers_and_soft_cap"], long: &[] },
+    Row {
+        of: "KEY_BIAS",
+        quick: &[
+            "plan::biases_modifiers_and_soft_cap",
+            "plan_laws::nan_in_keys_behind_a_row_changes_nothing_with_biases",
+        ],
+        long: &[],
+    },
     Row { of: "STATS", quick: &["forms::row_max_and_argmax"], long: &[] },
-    Row { of: "SLICED", quick: &["forms::sequences_beyond_65536_tokens"], long: &[] },
+    Row {
+        of: "SLICED",
+        quick: &["forms::sequences_beyond_65536_tokens", "forms::half_tensors_in_other_layouts"],
+        long: &[],
+    },
     Row {
         of: "F16",
         quick: &[
@@ -116,9 +143,11 @@ const FORWARD: Row = Row {
         "attention::causal_masks_are_aligned_bottom_right",
         "forms::any_configuration_equals_the_reference",
         "attention::nan_in_masked_keys_and_values_changes_nothing",
+        "forms::modifiers_see_their_place",
     ],
     long: &[
-        "forms::modifiers_see_their_place",
+        "forms::soft_cap",
+        "forms::row_max_and_argmax",
         "attention::strided_inputs_and_outputs",
         "attention::extreme_and_equal_logits",
         "attention::rows_without_keys_are_zero",
@@ -157,6 +186,7 @@ const DECODE: Row = Row {
     quick: &[
         "forms::modifiers_see_their_place",
         "forms::decode_equals_prefill",
+        "places::sinks_beyond_a_chunk",
         "attention::causal_masks_are_aligned_bottom_right",
         "forms::decode_of_long_keys",
         "forms::any_configuration_equals_the_reference",
@@ -175,6 +205,7 @@ const MERGE: Row = Row {
     of: "",
     quick: &[
         "forms::the_neutral_element_of_merge",
+        "places::parts_of_small_weight",
         "forms::decode_equals_prefill",
         "forms::merging_disjoint_parts",
         "forms::sinks",
@@ -202,6 +233,13 @@ const UNEVEN: Row = Row {
     ],
     long: &[],
 };
+
+/// Windows around tiles.
+const WINDOWS: Row =
+    Row { of: "", quick: &["places::windows_wider_than_tiles_and_one_sided_ones"], long: &[] };
+
+/// Fields of 16 bits.
+const HEADS: Row = Row { of: "", quick: &["places::a_group_of_many_heads"], long: &[] };
 
 const COLUMNS: Row = Row {
     of: "",
@@ -401,13 +439,15 @@ const SORTED: Row = Row {
 const PLAN: Row = Row {
     of: "",
     quick: &[
+        "plan::empty_rows_and_empty_tensors",
         "plan_laws::every_key_counts_once",
         "plan::plans_that_kernels_write",
         "plan_laws::nan_in_keys_that_are_not_selected_changes_nothing",
         "plan_laws::neighbours_splits_and_runs_change_no_bit",
         "plan::chunks_of_any_length",
-        "plan::empty_rows_and_empty_tensors",
         "plan::biases_modifiers_and_soft_cap",
+        "plan::extreme_and_equal_logits",
+        "plan::head_dims",
     ],
     long: &[
         "plan_laws::rows_of_every_kind_are_the_same_plan",
@@ -424,11 +464,12 @@ const PLAN: Row = Row {
 const PLAN_GRADS: Row = Row {
     of: "",
     quick: &[
-        "plan_backward::chunks_of_any_length",
         "plan_backward::empty_rows_and_empty_tensors",
+        "plan_backward::chunks_of_any_length",
         "plan_backward::groups_windows_and_callers_tensors",
         "plan_backward::biases_modifiers_and_soft_cap",
         "plan_backward::nan_in_keys_that_are_not_selected_changes_nothing",
+        "plan_backward::head_dims",
     ],
     long: &[
         "plan_backward::lengths_ratios_and_shares",
@@ -446,13 +487,13 @@ const PLAN_LISTS: Row = Row {
 
 /// Files with the kernels that they are or that import them; a snippet's first kernels first.
 const BY_FILE: &[(&str, &[&Row])] = &[
-    ("attention_forward", &[&FORWARD]),
-    ("attention_absorb", &[&FORWARD, &DECODE]),
-    ("attention_logits", &[&FORWARD, &DECODE, &BACKWARD]),
+    ("attention_forward", &[&FORWARD, &UNEVEN]),
+    ("attention_absorb", &[&FORWARD, &DECODE, &UNEVEN]),
+    ("attention_logits", &[&FORWARD, &DECODE, &WINDOWS, &BACKWARD, &HEADS]),
     ("attention_lanes", &[&UNEVEN, &FORWARD, &DECODE, &BACKWARD]),
     ("attention_arguments", &[&FORWARD, &DECODE, &BACKWARD]),
     ("attention_item", &[&FORWARD, &DECODE, &BACKWARD, &FOLDED]),
-    ("attention_segments", &[&FORWARD, &BACKWARD]),
+    ("attention_segments", &[&WINDOWS, &FORWARD, &BACKWARD]),
     ("attention_storage", &[&FORWARD, &DECODE]),
     ("attention_decode", &[&DECODE, &UNEVEN]),
     ("attention_merge", &[&MERGE]),
@@ -477,10 +518,10 @@ const BY_FILE: &[(&str, &[&Row])] = &[
     ("plan_visit", &[&PLAN_GRADS]),
     ("plan_walk", &[&PLAN, &PLAN_GRADS]),
     ("plan_work", &[&PLAN, &PLAN_GRADS]),
-    ("attention_backward_q", &[&BACKWARD]),
-    ("attention_backward_kv", &[&BACKWARD]),
+    ("attention_backward_q", &[&BACKWARD, &UNEVEN]),
+    ("attention_backward_kv", &[&BACKWARD, &UNEVEN]),
     ("attention_pairs", &[&BACKWARD]),
-    ("attention_columns", &[&COLUMNS]),
+    ("attention_columns", &[&COLUMNS, &UNEVEN]),
     ("attention_weights", &[&WEIGHTS]),
     ("attention_delta", &[&DELTA]),
     ("attention_sinks", &[&SINKS]),

@@ -158,6 +158,8 @@ impl Survey {
             // The same cases in every run, and no files of failures beside the sources.
             ("PROPTEST_RNG_SEED", "1"),
             ("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "1"),
+            // Nobody reads it, and its names take longer to look up than the test runs.
+            ("RUST_BACKTRACE", "0"),
         ]
         .into_iter()
         .chain(setting.env().iter().copied())

@@ -33,10 +33,11 @@ fn download(x: &Tensor) -> ArrayD<f64> {
     ops::convert(x, DType::F32).unwrap().to_array::<f32>().unwrap().mapv(f64::from)
 }
 
-/// Relative to the largest element.
+/// Relative to the largest element. Of a single token all that flows back cancels but for epsilon, and what is
+/// left is of the rounding of its terms, which are of about 1: hence a floor.
 fn close<D: Dimension>(what: &str, got: &Tensor, want: &Array<f64, D>, bound: f64) {
     assert_eq!(got.shape(), want.shape(), "{what}");
-    let largest = want.iter().fold(1e-3, |largest: f64, x| largest.max(x.abs()));
+    let largest = want.iter().fold(1e-2, |largest: f64, x| largest.max(x.abs()));
     for (i, (got, want)) in download(got).iter().zip(want).enumerate() {
         assert!((got - want).abs() <= bound * largest, "{what}[{i}]: {got} and not {want}");
     }
