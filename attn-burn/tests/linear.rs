@@ -287,7 +287,7 @@ fn padding_does_not_count() {
 
 const WIDTH: usize = 16;
 
-/// Burn's generator belongs to the device, and tests of one program run side by side.
+/// The seed is one for all threads, and burn draws weights when they are first needed.
 static SEED: Mutex<()> = Mutex::new(());
 
 #[derive(Module, Debug)]
@@ -300,15 +300,16 @@ struct Model {
 impl Model {
     fn new(device: &Device) -> Model {
         let _seeded = SEED.lock().unwrap_or_else(PoisonError::into_inner);
+        device.sync().unwrap();
         device.seed(7);
         let gated = GatedLinearAttentionConfig::new(WIDTH, 4).with_lrpe(true);
         let model = Model {
             lightning: TransNormerLayerConfig::new(gated, 24).init(device).unwrap(),
             flow: FlowAttentionConfig::new(WIDTH, 2).init(device).unwrap(),
             aaren: AarenConfig::new(WIDTH, 2).init(device).unwrap(),
-        };
-        // Weights are drawn when they are first used.
-        read(model.forward(Tensor::ones([1, 2, WIDTH], device)));
+        }
+        .materialize();
+        device.sync().unwrap();
         model
     }
 
