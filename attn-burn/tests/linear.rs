@@ -137,8 +137,7 @@ fn lightning_has_the_bits_of_its_own_gradients() {
 
     let own = LinearAttention::new(&gpu, &slopes).unwrap().with_block(16).unwrap();
     let ([q, k, v], weights) = case.ours(&gpu);
-    let (output, saved) =
-        own.forward_saved(linear_attention::Inputs::new(&q, &k, &v)).unwrap();
+    let (output, saved) = own.forward_saved(linear_attention::Inputs::new(&q, &k, &v)).unwrap();
     let grads = own.backward(&saved, linear_attention::Cotangents::new(&weights)).unwrap();
     assert!(got == words([&output.out, &grads.dq, &grads.dk, &grads.dv]));
 }
@@ -157,8 +156,7 @@ fn states_carry_outputs_and_gradients_across_a_cut() {
         let (mut kv, mut outs) = (first.clone(), Vec::new());
         for part in cuts.windows(2) {
             let cut = |x: &Tensor<4>| x.clone().narrow(2, part[0], part[1] - part[0]);
-            let continued =
-                op.forward_with_state(cut(&q), cut(&k), cut(&v), Some(kv)).unwrap();
+            let continued = op.forward_with_state(cut(&q), cut(&k), cut(&v), Some(kv)).unwrap();
             kv = continued.kv;
             outs.push(continued.out);
         }

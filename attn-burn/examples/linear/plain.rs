@@ -13,9 +13,9 @@ pub fn lightning(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, slopes: &[f64]) -> Te
         Some(steps) => (-slope * steps as f64).exp() as f32,
         None => 0.0,
     };
-    let table = slopes.iter().flat_map(|&slope| {
-        (0..tokens * tokens).map(move |i| decay(slope, i / tokens, i % tokens))
-    });
+    let table = slopes
+        .iter()
+        .flat_map(|&slope| (0..tokens * tokens).map(move |i| decay(slope, i / tokens, i % tokens)));
     let shape = [1, slopes.len(), tokens, tokens];
     let decays = TensorData::new(table.collect::<Vec<f32>>(), shape);
     let weights = q.clone().matmul(k.swap_dims(2, 3)) * Tensor::from_data(decays, &q.device());

@@ -82,11 +82,7 @@ impl Aaren {
     ///
     /// # Errors
     /// As [`Aaren::forward`].
-    pub fn forward_valid(
-        &self,
-        x: Tensor<3>,
-        valid: Option<Tensor<2, Int>>,
-    ) -> Result<Tensor<3>> {
+    pub fn forward_valid(&self, x: Tensor<3>, valid: Option<Tensor<2, Int>>) -> Result<Tensor<3>> {
         check("x", &x, self.d_model)?;
         let q = self.query.forward(self.token.val()).reshape([self.heads as i32, -1]);
         let k = split(self.key.forward(x.clone()), self.heads);

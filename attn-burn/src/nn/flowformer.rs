@@ -80,11 +80,7 @@ impl FlowAttention {
     ///
     /// # Errors
     /// As [`FlowAttention::forward`].
-    pub fn forward_valid(
-        &self,
-        x: Tensor<3>,
-        valid: Option<Tensor<2, Int>>,
-    ) -> Result<Tensor<3>> {
+    pub fn forward_valid(&self, x: Tensor<3>, valid: Option<Tensor<2, Int>>) -> Result<Tensor<3>> {
         self.attend(x.clone(), x, [valid.clone(), valid])
     }
 

@@ -146,7 +146,8 @@ impl GatedLinearAttention {
         let Some(theta) = &self.theta else { return Ok([q, k, v]) };
         let positions = first as i64..(first + x.dims()[1]) as i64;
         let positions = Tensor::<1, Int>::arange(positions, &x.device()).float();
-        let angles = positions.reshape([1, 1, -1, 1]) * theta.val().reshape([1, self.heads as i32, 1, -1]);
+        let angles =
+            positions.reshape([1, 1, -1, 1]) * theta.val().reshape([1, self.heads as i32, 1, -1]);
         let (cos, sin) = (angles.clone().cos(), angles.sin());
         let turned = |x: Tensor<4>| Tensor::cat(vec![x.clone() * cos.clone(), x * sin.clone()], 3);
         Ok([turned(q), turned(k), v])

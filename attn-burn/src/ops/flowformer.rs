@@ -116,8 +116,7 @@ impl Operation for Flow {
             return Err(CoreError::shape("q", expected, &inputs[0].shape).into());
         }
         if causal && shape.queries != shape.keys {
-            let expected =
-                format!("{} tokens, as q: the causal form has no other", shape.queries);
+            let expected = format!("{} tokens, as q: the causal form has no other", shape.queries);
             return Err(CoreError::shape("k", expected, &inputs[1].shape).into());
         }
         if causal && self.valid[0] != self.valid[1] {
@@ -144,7 +143,8 @@ impl Operation for Flow {
     fn backward(&self, gpu: &Gpu, pass: Backward<'_, Saved>) -> Result<()> {
         let given = Inputs::new(&pass.inputs[0], &pass.inputs[1], &pass.inputs[2]);
         let saved = pass.saved.clone().with_inputs(given)?;
-        let grads = self.layer.on(gpu)?.backward(&saved, Cotangents { out: &pass.cotangents[0] })?;
+        let grads =
+            self.layer.on(gpu)?.backward(&saved, Cotangents { out: &pass.cotangents[0] })?;
         hand_over(pass.gradients, &[&grads.dq, &grads.dk, &grads.dv])
     }
 }

@@ -18,7 +18,9 @@ impl Saved {
         let (old, new) = (&self.call, &call);
         if old.shape != new.shape {
             let expected = format!("extents of the forward pass, {:?}", old.shape);
-            return Err(attn_core::Error::config("inputs", expected, format!("{:?}", new.shape)).into());
+            return Err(
+                attn_core::Error::config("inputs", expected, format!("{:?}", new.shape)).into()
+            );
         }
         check_form("q", inputs.q, &old.shape.q(), old.dtype())?;
         Ok(Saved { call, states: self.states.clone() })
