@@ -249,7 +249,7 @@ impl Outputs {
         };
         let length = shape.iter().product::<usize>();
         let whole = Tensor::<1>::from_dispatch(whole);
-        Ok(whole.slice([start..start + length]).reshape(extents))
+        Ok(whole.narrow(0, start, length).reshape(extents))
     }
 
     /// The next integer output.

@@ -5,7 +5,7 @@ mod common;
 #[path = "../examples/linear/plain.rs"]
 mod plain;
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use attn_burn::attn_aaren::{self, Config as Prefixes};
 use attn_burn::attn_flowformer::{self, Config as Flow};
@@ -285,8 +285,11 @@ fn padding_does_not_count() {
 
 const WIDTH: usize = 16;
 
-/// The seed is one for all threads, and burn draws weights when they are first needed.
-static SEED: Mutex<()> = Mutex::new(());
+/// Tests that draw weights run one by one: the seed is one for all threads.
+fn alone() -> MutexGuard<'static, ()> {
+    static SEED: Mutex<()> = Mutex::new(());
+    SEED.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 #[derive(Module, Debug)]
 struct Model {
@@ -297,18 +300,14 @@ struct Model {
 
 impl Model {
     fn new(device: &Device) -> Model {
-        let _seeded = SEED.lock().unwrap_or_else(PoisonError::into_inner);
-        device.sync().unwrap();
         device.seed(7);
         let gated = GatedLinearAttentionConfig::new(WIDTH, 4).with_lrpe(true);
-        let model = Model {
+        Model {
             lightning: TransNormerLayerConfig::new(gated, 24).init(device).unwrap(),
             flow: FlowAttentionConfig::new(WIDTH, 2).init(device).unwrap(),
             aaren: AarenConfig::new(WIDTH, 2).init(device).unwrap(),
         }
-        .materialize();
-        device.sync().unwrap();
-        model
+        .materialize()
     }
 
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
@@ -339,6 +338,7 @@ fn train(device: &Device, steps: usize) -> (Model, Vec<f32>) {
 #[test]
 fn two_runs_from_one_seed_are_equal_to_the_bit() {
     let Some(device) = device() else { return };
+    let _alone = alone();
     let device = device.autodiff();
     let (model, losses) = train(&device, 10);
     assert!(losses[9] < 0.9 * losses[0], "{losses:?}");
@@ -351,6 +351,7 @@ fn two_runs_from_one_seed_are_equal_to_the_bit() {
 #[test]
 fn modules_are_their_definitions() {
     let Some(device) = device() else { return };
+    let _alone = alone();
     let (model, _) = train(&device.clone().autodiff(), 2);
     let model = model.valid();
     let [x, _] = data(&device);
@@ -375,6 +376,7 @@ fn modules_are_their_definitions() {
 #[test]
 fn records_bring_everything_back() {
     let Some(device) = device() else { return };
+    let _alone = alone();
     let (model, _) = train(&device.clone().autodiff(), 2);
     let trained = model.valid();
     let [x, _] = data(&device);
@@ -394,6 +396,7 @@ fn records_bring_everything_back() {
 #[test]
 fn what_does_not_fit_is_an_error() {
     let Some(device) = device() else { return };
+    let _alone = alone();
     assert!(ops::Lightning::new(Decay::new(0)).is_err());
     assert!(ops::Flowformer::new(Flow::new().with_clamp(-1.0)).is_err());
     assert!(ops::Aaren::new(Prefixes::new().with_scale(f64::NAN)).is_err());

@@ -116,11 +116,11 @@ impl Operation for Dense {
 
     fn outputs(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
         let (shape, outputs) = attention_outputs(&inputs[0], &inputs[1], &inputs[2])?;
-        if let Some(sinks) = inputs.get(3) {
-            if sinks.shape != [shape.heads] || sinks.dtype != DType::F32 {
-                let expected = format!("[{}] of f32", shape.heads);
-                return Err(CoreError::shape("sinks", expected, &sinks.shape).into());
-            }
+        if let Some(sinks) = inputs.get(3)
+            && (sinks.shape != [shape.heads] || sinks.dtype != DType::F32)
+        {
+            let expected = format!("[{}] of f32", shape.heads);
+            return Err(CoreError::shape("sinks", expected, &sinks.shape).into());
         }
         self.attention.config.mask.validate(shape.lengths())?;
         Ok(outputs.into())
