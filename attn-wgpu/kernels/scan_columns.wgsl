@@ -6,6 +6,8 @@
 #import "scan_place"
 
 struct Params {
+  // First, since uniform buffers align them. x and out in vec4s, weights in words.
+  x: Place, weights: Place, out: Place,
   planes: u32, heads: u32, tokens: u32,
   // vec4s of a token.
   chunks: u32,
@@ -14,8 +16,6 @@ struct Params {
   group: u32,
   factor: f32,
   shift: f32,
-  // x and out in vec4s, weights in words.
-  x: Place, weights: Place, out: Place,
 }
 
 #import "halves"

@@ -5,13 +5,14 @@
 #import "scan_place"
 
 struct Params {
+  // First, since uniform buffers align it.
+  first: Place,
   planes: u32, heads: u32,
   // vec4s of a token.
   chunks: u32,
   tiles: u32,
   // vec4s of a tile's total.
   lanes: u32,
-  first: Place,
 }
 
 #import "linear"

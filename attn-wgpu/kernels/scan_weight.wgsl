@@ -1,4 +1,5 @@
-// Weights of the softmax scan. Scores of at most EMPTY count as -inf: no infinity enters arithmetic.
+// Weights of the softmax scan, a function for one element: no workgroup owns anything here. A score and the top go
+// in, the weight comes out; scores of at most EMPTY count as -inf, so that no infinity enters arithmetic.
 
 const LOG2_E = 1.4426950408889634;
 const LN_2 = 0.6931471805599453;

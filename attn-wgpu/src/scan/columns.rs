@@ -47,6 +47,9 @@ impl<'a> Columns<'a> {
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Params {
+    x: Place,
+    weights: Place,
+    out: Place,
     planes: u32,
     heads: u32,
     tokens: u32,
@@ -56,9 +59,6 @@ struct Params {
     group: u32,
     factor: f32,
     shift: f32,
-    x: Place,
-    weights: Place,
-    out: Place,
 }
 
 /// Weighted sums over the tokens of each batch entry and head, f32 `[batch, heads, width]`: tile by tile,

@@ -61,7 +61,7 @@ impl<'a> RowDot<'a> {
         group_of("x", heads_x, heads, self.x.shape())?;
         group_of("y", heads_y, heads, self.y.shape())?;
         let extent =
-            |x: usize, y: usize| (x == y || x == 1 || y == 1).then(|| if x == 1 { y } else { x });
+            |x: usize, y: usize| (x == y || x == 1 || y == 1).then_some(if x == 1 { y } else { x });
         match (extent(batch_x, batch_y), extent(tokens_x, tokens_y)) {
             (Some(batch), Some(tokens)) if width == width_y => {
                 if let Some((valid, _)) = self.valid {

@@ -100,12 +100,12 @@ struct Params {
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct TotalsParams {
+    first: Place,
     planes: u32,
     heads: u32,
     chunks: u32,
     tiles: u32,
     lanes: u32,
-    first: Place,
 }
 
 /// The compile-time form of a dispatch.

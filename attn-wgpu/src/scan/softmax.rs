@@ -216,6 +216,9 @@ struct Walk<'a> {
     gpu: &'a Gpu,
 }
 
+/// What runs one part of a call: the part, what is before it, and where its element goes.
+type Part<'a> = dyn FnMut(&Walk<'_>, Option<&Tensor>, &Tensor) -> Result<()> + 'a;
+
 /// Calls `run` with parts of a call that fit into bindings, what is before them and where their element goes.
 fn windows(
     scores: &Tensor,
@@ -223,14 +226,14 @@ fn windows(
     first: Option<&SoftmaxState>,
     last: &SoftmaxState,
     outputs: Option<[&Tensor; 2]>,
-    run: &mut dyn FnMut(&Walk<'_>, Option<&Tensor>, &Tensor) -> Result<()>,
+    run: &mut Part<'_>,
 ) -> Result<()> {
     let gpu = v.gpu();
     // A tensor without elements cannot be bound, and is not read.
     let v = if v.shape()[3] == 0 { v.clone() } else { rows::source(v)? };
     let group = scores.shape()[1] / v.shape()[1];
-    let (scores, last) = (numbers(scores), single(&last.elements()));
-    let first = first.map(|first| single(&first.elements()));
+    let (scores, last) = (numbers(scores), single(last.elements()));
+    let first = first.map(|first| single(first.elements()));
     let outputs = outputs.map(|[out, lse]| [out.clone(), numbers(lse)]);
     let mut tensors = vec![&scores, &v, &last];
     tensors.extend(outputs.iter().flatten());

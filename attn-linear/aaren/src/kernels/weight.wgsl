@@ -1,4 +1,5 @@
-// Weights of scores and log-sum-exps; those of at most EMPTY stand for -inf.
+// Weights of scores and log-sum-exps, a function for one element: no workgroup owns anything here. A score and the
+// top go in, the weight comes out; what is at most EMPTY stands for -inf.
 
 const LOG2_E = 1.4426950408889634;
 const EMPTY = -1e30;
