@@ -86,9 +86,9 @@ mod tests {
     fn calls(gpu: &Gpu) -> Result<()> {
         for tokens in [3, 70] {
             for dtype in [DType::F32, DType::F16] {
-                let x = Tensor::zeros(gpu, &[1, 2, tokens, 8], dtype)?;
+                let x = Tensor::zeros(gpu, &[1, 2, tokens, 64], dtype)?;
                 let a = Tensor::zeros(gpu, &[1, 2, tokens], DType::F32)?;
-                let first = Tensor::zeros(gpu, &[1, 2, 8], DType::F32)?;
+                let first = Tensor::zeros(gpu, &[1, 2, 64], DType::F32)?;
                 let valid = Tensor::zeros(gpu, &[1, tokens], DType::U32)?;
                 for first in [None, Some(&first)] {
                     scan(Recurrence::new(&x).with_first(first))?;

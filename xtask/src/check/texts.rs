@@ -134,12 +134,17 @@ mod tests {
         let of = |kernel: &str, part: &str| {
             texts.iter().filter(|t| t.kernel == kernel && t.name().contains(part)).count()
         };
-        // Devices may share texts, but each gets every kernel.
+        // Devices may share texts, but no kernel of any is left out. Only linear attention has kernels that
+        // not every device gets.
+        let every: BTreeSet<_> = texts.iter().map(|text| text.kernel).collect();
         for (name, capabilities) in catalogue::devices() {
             let entries: Vec<Entry> =
                 CATALOGUES.iter().flat_map(|catalogue| catalogue(&capabilities)).collect();
             let kernels: BTreeSet<_> = entries.iter().map(|entry| entry.source.name).collect();
-            assert_eq!(kernels, texts.iter().map(|text| text.kernel).collect(), "{name}");
+            assert!(kernels.is_subset(&every), "{name}");
+            let others = every.difference(&kernels);
+            let others: Vec<_> = others.filter(|kernel| !kernel.starts_with("chunk_")).collect();
+            assert!(others.is_empty(), "{name}: {others:?}");
         }
         for dim in [16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256] {
             for kernel in ["forward", "decode", "backward_q", "backward_kv", "columns", "weights"] {

@@ -380,6 +380,41 @@ const CHOICE: Row = Row {
     long: &["softmax::samples_follow_the_distribution", "softmax::large_vocabularies"],
 };
 
+const LINEAR: Row = Row {
+    of: "",
+    quick: &[
+        "linear_attention::smoke_blocks_are_the_recurrence",
+        "linear_attention::what_is_no_number_stays_in_its_rows",
+        "linear_attention::neighbours_and_layouts_change_no_bit",
+    ],
+    long: &[
+        "linear_attention::any_call_is_the_recurrence",
+        "linear_attention::parts_change_no_bit",
+    ],
+};
+
+const LINEAR_DECODE: Row =
+    Row { of: "", quick: &["linear_attention::tokens_one_by_one_are_one_call"], long: &[] };
+
+const RECURRENCES: Row = Row {
+    of: "",
+    quick: &["scan::smoke_recurrences_are_loops"],
+    long: &["scan::recurrences_in_every_form"],
+};
+
+const PREFIXES: Row = Row {
+    of: "",
+    quick: &[
+        "scan::smoke_softmax_scans_are_loops",
+        "scan::large_scores",
+        "scan::nothing_but_masks_is_nothing",
+    ],
+    long: &[],
+};
+
+const TOKEN_SUMS: Row =
+    Row { of: "", quick: &["scan::smoke_column_sums_and_row_products"], long: &[] };
+
 const COUNTED: Row = Row {
     of: "",
     quick: &[
@@ -544,6 +579,28 @@ const BY_FILE: &[(&str, &[&Row])] = &[
     ("source", &[&ELEMENTS, &NORM, &SOFTMAX]),
     ("target", &[&ELEMENTS, &NORM, &SOFTMAX]),
     ("norm", &[&NORM]),
+    ("simple_norm", &[&NORM]),
+    ("row_root", &[&NORM]),
+    ("row_dot", &[&TOKEN_SUMS]),
+    ("chunk_pass", &[&LINEAR]),
+    ("chunk_powers", &[&LINEAR]),
+    ("chunk_rows", &[&LINEAR]),
+    ("chunk_rows_fields", &[&LINEAR]),
+    ("chunk_rows_operands", &[&LINEAR]),
+    ("chunk_rows_tile", &[&LINEAR]),
+    ("chunk_states", &[&LINEAR]),
+    ("chunk_states_fields", &[&LINEAR]),
+    ("chunk_states_operands", &[&LINEAR]),
+    ("chunk_states_tile", &[&LINEAR]),
+    ("linear_decode", &[&LINEAR_DECODE]),
+    ("scan_columns", &[&TOKEN_SUMS]),
+    ("scan_item", &[&RECURRENCES, &PREFIXES, &TOKEN_SUMS]),
+    ("scan_place", &[&RECURRENCES, &PREFIXES, &TOKEN_SUMS]),
+    ("scan_recurrence", &[&RECURRENCES]),
+    ("scan_recurrence_totals", &[&RECURRENCES]),
+    ("scan_softmax", &[&PREFIXES]),
+    ("scan_softmax_totals", &[&PREFIXES]),
+    ("scan_weight", &[&PREFIXES]),
     ("rope", &[&ROPE]),
     ("gather_rows", &[&TABLE]),
     ("softmax", &[&SOFTMAX]),
@@ -597,6 +654,11 @@ const ALL: &[&Row] = &[
     &UNEVEN,
     &MATMUL,
     &NORM,
+    &LINEAR,
+    &LINEAR_DECODE,
+    &RECURRENCES,
+    &PREFIXES,
+    &TOKEN_SUMS,
     &ELEMENTS,
     &ROPE,
     &TABLE,
