@@ -15,7 +15,7 @@ use crate::plain;
 use crate::train::{Failure, Random, Task, number};
 
 /// Chapters 1 to 13, in the public domain.
-const TEXT: &[u8] = include_bytes!("../moby-dick/moby-dick.txt");
+const TEXT: &[u8] = include_bytes!("../data/moby-dick.txt");
 const CONTEXT: usize = 128;
 const BATCH: usize = 8;
 const WIDTH: usize = 64;

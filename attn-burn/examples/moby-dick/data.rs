@@ -8,7 +8,7 @@ use burn::data::dataset::InMemDataset;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 /// Chapters 1 to 13, in the public domain.
-const TEXT: &str = include_str!("moby-dick.txt");
+const TEXT: &str = include_str!("../data/moby-dick.txt");
 
 /// Bytes that the model sees at once.
 pub const CONTEXT: usize = 256;
