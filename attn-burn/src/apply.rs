@@ -301,3 +301,54 @@ pub fn apply(op: impl Operation, inputs: Inputs) -> Result<Outputs> {
         <Dispatch as Run>::run(Step::forward(op), inputs.given.unwrap_or_default());
     Ok(Outputs { floats, ints, packed })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operation::Backward;
+
+    #[derive(Debug)]
+    struct Nothing;
+
+    impl Operation for Nothing {
+        type Saved = ();
+
+        fn name(&self) -> &'static str {
+            "nothing"
+        }
+
+        fn outputs(&self, _: &[Spec]) -> Result<Vec<Spec>> {
+            Ok(Vec::new())
+        }
+
+        fn forward(
+            &self,
+            _: &attn_wgpu::Gpu,
+            _: &[attn_wgpu::Tensor],
+            _: &[attn_wgpu::Tensor],
+        ) -> Result<()> {
+            Ok(())
+        }
+
+        fn backward(&self, _: &attn_wgpu::Gpu, _: Backward<'_, ()>) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    /// As it is run for the second derivative in a graph of graphs, which burn's devices do not offer.
+    #[test]
+    fn gradients_have_no_derivative() {
+        let layout = Layout {
+            float_inputs: 0,
+            int_inputs: 0,
+            float_outputs: 0,
+            int_outputs: 0,
+            wanted: Vec::new(),
+        };
+        let step = Step::forward(Arc::new(Nothing)).backward(layout);
+        let run = || <Autodiff<CubeBackend> as Run>::run(step, Operands::default());
+        let refused = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_err();
+        let message = refused.downcast_ref::<String>().unwrap();
+        assert!(message.contains("the gradient of nothing"), "{message}");
+    }
+}

@@ -171,6 +171,20 @@ fn gradients_add_up() {
     assert!(common::deviation(&read(a.grad(&grads).unwrap()), &want) < 1e-6);
 }
 
+/// Gradients have no graph of their own in burn: it says so before our backward pass is asked for its own.
+#[test]
+fn second_derivatives_are_refused() {
+    let Some(device) = device() else { return };
+    let a = tensor(&normal(6, 1), [6], &device.autodiff()).require_grad();
+    let grads = sum(a.clone() * a.clone(), a.clone()).sum().backward();
+    let first = a.grad(&grads).unwrap();
+    assert!(!first.is_autodiff());
+    let refused = std::panic::catch_unwind(move || first.sum().backward());
+    let message = refused.map(|_| ()).unwrap_err();
+    let message = message.downcast_ref::<&str>().unwrap();
+    assert!(message.contains("requires a tracked autodiff tensor"), "{message}");
+}
+
 #[test]
 fn wrong_arguments_are_errors_of_the_call() {
     let Some(device) = device() else { return };
@@ -272,7 +286,9 @@ fn poor_devices_are_refused_and_rich_ones_shared() {
     let apart = wgpu::Features::MAPPABLE_PRIMARY_BUFFERS | wgpu::Features::all_experimental_mask();
     let rich = open(adapter.features() - apart);
     let device = Device::wgpu_options().setup(rich.clone()).init().unwrap();
-    attn_burn::share(&device, &rich).unwrap();
     let x = Tensor::<1>::ones([5], &device);
+    let apart = apply(Sum { more: false }, Inputs::new().float(x.clone()).float(x.clone()));
+    assert!(matches!(apart, Err(Error::Core(attn_core::Error::Config { arg: "device", .. }))));
+    attn_burn::share(&device, &rich).unwrap();
     assert_eq!(read(sum(x.clone(), x)), [2.0; 5]);
 }

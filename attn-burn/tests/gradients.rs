@@ -9,83 +9,11 @@ use attn_burn::attn_wgpu::attention::{Cotangents, Inputs};
 use attn_burn::attn_wgpu::{Tensor as Ours, attention, plan};
 use attn_burn::dense::Config;
 use attn_burn::ops::{Attention, Plan, PlanAttention, Routing};
+use burn::tensor::Tensor;
 use burn::tensor::module::attention_fallback;
 use burn::tensor::ops::AttentionModuleOptions;
-use burn::tensor::{Device, Tensor};
+use common::case::{Case, Shapes, Three, words};
 use common::{deviation, device, normal, ours, read, tensor};
-
-type Three = [Tensor<4>; 3];
-
-/// Shapes of queries, keys and values.
-type Shapes = [[usize; 4]; 3];
-
-struct Case {
-    shapes: Shapes,
-    data: [Vec<f32>; 3],
-    /// Cotangent of the output.
-    weights: Vec<f32>,
-}
-
-impl Case {
-    fn new(shapes: Shapes) -> Case {
-        let data = [0, 1, 2].map(|i| normal(shapes[i].iter().product(), 10 + i as u64));
-        let [[batch, heads, queries, _], _, [.., dim_v]] = shapes;
-        Case { shapes, data, weights: normal(batch * heads * queries * dim_v, 20) }
-    }
-
-    fn out(&self) -> [usize; 4] {
-        let [[batch, heads, queries, _], _, [.., dim_v]] = self.shapes;
-        [batch, heads, queries, dim_v]
-    }
-
-    fn inputs(&self, device: &Device) -> Three {
-        [0, 1, 2].map(|i| tensor(&self.data[i], self.shapes[i], device).require_grad())
-    }
-
-    /// Output and gradients by burn.
-    fn run(&self, device: &Device, f: impl Fn(&Three) -> Tensor<4>) -> [Vec<f32>; 4] {
-        let inputs = self.inputs(device);
-        let out = f(&inputs);
-        let weights = tensor(&self.weights, self.out(), device);
-        let grads = (out.clone() * weights).sum().backward();
-        let [q, k, v] = inputs.map(|x| x.grad(&grads).map(read).unwrap_or_default());
-        [read(out), q, k, v]
-    }
-
-    /// A few derivatives by central differences of `f` on burn tensors.
-    fn differences(&self, device: &Device, got: &[Vec<f32>; 4], f: impl Fn(&Three) -> Tensor<4>) {
-        const STEP: f32 = 1e-2;
-        let loss = |data: &[Vec<f32>; 3]| -> f64 {
-            let inputs = [0, 1, 2].map(|i| tensor(&data[i], self.shapes[i], device));
-            let out = read(f(&inputs));
-            out.iter().zip(&self.weights).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum()
-        };
-        for input in 0..3 {
-            let most = got[input + 1].iter().fold(0.0f32, |most, x| most.max(x.abs()));
-            let length = self.data[input].len();
-            for at in [0, length / 3, length / 2 + 1, length - 1] {
-                let moved = |by: f32| {
-                    let mut data = self.data.clone();
-                    data[input][at] += by;
-                    loss(&data)
-                };
-                let slope = (moved(STEP) - moved(-STEP)) / f64::from(2.0 * STEP);
-                // The third derivative leaves some 1e-4, rounding of f32 some 1e-4 more.
-                let error = (slope - f64::from(got[input + 1][at])).abs();
-                assert!(error < 2e-3 * f64::from(most.max(1.0)), "input {input}, {at}: {error:e}");
-            }
-        }
-    }
-
-    fn ours(&self, gpu: &attn_burn::Gpu) -> ([Ours; 3], Ours) {
-        let inputs = [0, 1, 2].map(|i| ours(gpu, &self.data[i], &self.shapes[i]));
-        (inputs, ours(gpu, &self.weights, &self.out()))
-    }
-}
-
-fn words(tensors: [&Ours; 4]) -> [Vec<f32>; 4] {
-    tensors.map(|x| x.to_vec().unwrap())
-}
 
 fn configs() -> Vec<(Shapes, Config)> {
     let square = |heads, heads_kv, n, dim| {
@@ -151,25 +79,13 @@ fn dense_attention_agrees_with_burns_own() {
     }
 }
 
-/// What comes before attention in a model: projections, views, inputs that need no gradient.
 #[test]
 fn views_and_untracked_inputs() {
     let Some(device) = device() else { return };
     let device = device.autodiff();
     let case = Case::new([[2, 3, 16, 8]; 3]);
     let op = Attention::new(Config::new()).unwrap();
-    let tokens_first = |x: &Tensor<4>| x.clone().swap_dims(1, 2).reshape([2, 16, 24]) * 1.0;
-    let back = |x: Tensor<3>| x.reshape([2, 16, 3, 8]).swap_dims(1, 2);
-    let straight = |x: &Three| op.forward(x[0].clone(), x[1].clone(), x[2].clone()).unwrap();
-    let turned = |x: &Three| {
-        let [q, k, v] = x.each_ref().map(|x| back(tokens_first(x)));
-        op.forward(q, k, v).unwrap()
-    };
-    assert!(case.run(&device, straight) == case.run(&device, turned));
-    let untracked =
-        |x: &Three| op.forward(x[0].clone(), x[1].clone().detach(), x[2].clone()).unwrap();
-    let (all, some) = (case.run(&device, straight), case.run(&device, untracked));
-    assert!(some[2].is_empty() && all[0] == some[0] && all[1] == some[1] && all[3] == some[3]);
+    case.views(&device, |[q, k, v]| op.forward(q.clone(), k.clone(), v.clone()).unwrap());
     // Keys that are the values, expanded over the heads.
     let shared = |x: &Three, f: &dyn Fn(Tensor<4>, Tensor<4>) -> Tensor<4>| {
         let one = x[1].clone().slice([0..2, 0..1, 0..16, 0..8]).expand([2, 3, 16, 8]);
@@ -195,7 +111,7 @@ fn the_log_sum_exp_and_sinks_have_gradients() {
 
     let [q, k, v] = case.inputs(&device);
     let attended = op.forward_with_lse(q.clone(), k.clone(), v.clone()).unwrap();
-    let weights = tensor(&case.weights, case.out(), &device);
+    let weights = tensor(&case.weights, case.out, &device);
     let loss = (attended.out * weights.clone()).sum()
         + (attended.lse * tensor(&by_lse, [2, 2, 13], &device)).sum();
     let grads = loss.backward();
@@ -318,7 +234,7 @@ fn routing_trains_as_the_layer_does() {
         counts: Tensor::ones([2, 4], &device),
     };
     let trained = op.train(q.clone(), k, v.clone(), Some(valid), &centroids).unwrap();
-    let weights = tensor(&case.weights, case.out(), &device);
+    let weights = tensor(&case.weights, case.out, &device);
     let loss = (trained.out * weights).sum() + trained.commitment.clone().sum() * 2.0;
     let grads = loss.backward();
 

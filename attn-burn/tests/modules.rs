@@ -2,19 +2,19 @@
 
 mod common;
 
-use std::sync::{Mutex, PoisonError};
-
 use attn_burn::attn_core::plan::{PlanShape, SparsePlan};
+use attn_burn::attn_lightning::Config as Decay;
 use attn_burn::nn::{
-    Attention, AttentionConfig, PlanAttention, PlanAttentionConfig, RoutingAttention,
-    RoutingAttentionConfig,
+    Aaren, AarenConfig, Attention, AttentionConfig, FlowAttention, FlowAttentionConfig,
+    GatedLinearAttentionConfig, PlanAttention, PlanAttentionConfig, RoutingAttention,
+    RoutingAttentionConfig, TransNormerLayer, TransNormerLayerConfig,
 };
 use attn_burn::ops::Plan;
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::{AdamConfig, GradientsParams};
 use burn::tensor::{Device, Tensor};
-use common::{device, normal, read, tensor};
+use common::{device, normal, read, seeded, tensor};
 
 const WIDTH: usize = 16;
 
@@ -23,6 +23,9 @@ struct Model {
     dense: Attention,
     plan: PlanAttention,
     routing: RoutingAttention,
+    lightning: TransNormerLayer,
+    flow: FlowAttention,
+    aaren: Aaren,
     last: Linear,
     #[module(skip)]
     given: Plan,
@@ -30,24 +33,21 @@ struct Model {
 
 impl Model {
     fn new(device: &Device) -> Model {
-        // The seed is one for all threads, and burn draws weights when they are first needed.
-        static SEED: Mutex<()> = Mutex::new(());
-        let _held = SEED.lock().unwrap_or_else(PoisonError::into_inner);
-        device.sync().unwrap();
-        device.seed(7);
-        let shape = PlanShape::new(2, 2, 2, 24, 24);
-        let plan = SparsePlan::full(shape, true, 8).unwrap();
+        let plan = SparsePlan::full(PlanShape::new(2, 2, 2, 24, 24), true, 8).unwrap();
+        let dense = AttentionConfig::new(WIDTH, 4).with_heads_kv(Some(2));
         let routing = RoutingAttentionConfig::new(WIDTH, 2, 4, 6).with_decay(0.9);
-        let model = Model {
-            dense: AttentionConfig::new(WIDTH, 4).with_heads_kv(Some(2)).init(device).unwrap(),
+        let routing = routing.with_scale(0.3).with_commitment(0.1);
+        let gated = GatedLinearAttentionConfig::new(WIDTH, 4).with_lrpe(true);
+        seeded(device, || Model {
+            dense: dense.init(device).unwrap(),
             plan: PlanAttentionConfig::new(WIDTH, 2).init(device).unwrap(),
-            routing: routing.with_scale(0.3).with_commitment(0.1).init(device).unwrap(),
+            routing: routing.init(device).unwrap(),
+            lightning: TransNormerLayerConfig::new(gated, 24).init(device).unwrap(),
+            flow: FlowAttentionConfig::new(WIDTH, 2).init(device).unwrap(),
+            aaren: AarenConfig::new(WIDTH, 2).init(device).unwrap(),
             last: LinearConfig::new(WIDTH, WIDTH).init(device),
             given: plan.into(),
-        }
-        .materialize();
-        device.sync().unwrap();
-        model
+        })
     }
 
     /// Output and commitment loss.
@@ -55,7 +55,10 @@ impl Model {
         let x = x.clone() + self.dense.forward(x).unwrap();
         let x = x.clone() + self.plan.forward(x, &self.given).unwrap();
         let routed = self.routing.forward(x.clone(), None).unwrap();
-        (self.last.forward(x + routed.out), routed.commitment)
+        let x = self.lightning.forward(x + routed.out).unwrap();
+        let x = x.clone() + self.flow.forward(x).unwrap();
+        let x = x.clone() + self.aaren.forward(x).unwrap();
+        (self.last.forward(x), routed.commitment)
     }
 }
 
@@ -89,6 +92,16 @@ fn two_runs_from_one_seed_are_equal_to_the_bit() {
     assert_eq!(losses, same);
     let [x, _] = data(&device);
     assert_eq!(read(model.forward(x.clone()).0), read(again.forward(x).0));
+}
+
+/// Burn then computes cheap activations again for the backward pass.
+#[test]
+fn gradient_checkpointing_changes_no_bit() {
+    let Some(device) = device() else { return };
+    let device = device.autodiff();
+    let (_, losses) = train(&device, 3);
+    let (_, same) = train(&device.gradient_checkpointing(), 3);
+    assert_eq!(losses, same);
 }
 
 #[test]
@@ -137,15 +150,23 @@ fn centroids_follow_in_training_only() {
 #[test]
 fn extents_that_do_not_fit_are_errors() {
     let Some(device) = device() else { return };
+    let gated = GatedLinearAttentionConfig::new(16, 4);
     assert!(AttentionConfig::new(16, 3).init(&device).is_err());
     assert!(AttentionConfig::new(16, 4).with_heads_kv(Some(3)).init(&device).is_err());
     assert!(PlanAttentionConfig::new(16, 0).init(&device).is_err());
     assert!(RoutingAttentionConfig::new(16, 2, 0, 4).init(&device).is_err());
+    assert!(GatedLinearAttentionConfig::new(16, 3).init(&device).is_err());
+    assert!(gated.init_with(Decay::new(2), &device).is_err());
+    assert!(FlowAttentionConfig::new(16, 3).init(&device).is_err());
+    assert!(AarenConfig::new(16, 0).init(&device).is_err());
     let model = Model::new(&device);
-    let wrong = Tensor::<3>::ones([2, 24, 8], &device);
-    assert!(model.dense.forward(wrong.clone()).is_err());
-    assert!(model.plan.forward(wrong.clone(), &model.given).is_err());
-    assert!(model.routing.forward(wrong, None).is_err());
+    let wrong = || Tensor::<3>::ones([2, 24, 8], &device);
+    assert!(model.dense.forward(wrong()).is_err());
+    assert!(model.plan.forward(wrong(), &model.given).is_err());
+    assert!(model.routing.forward(wrong(), None).is_err());
+    assert!(model.lightning.forward(wrong()).is_err());
+    assert!(model.flow.forward(wrong()).is_err());
+    assert!(model.aaren.forward(wrong()).is_err());
     let other = Tensor::<3>::ones([2, 23, WIDTH], &device);
     assert!(model.plan.forward(other, &model.given).is_err());
 }

@@ -92,6 +92,7 @@ impl RoutingAttentionConfig {
             .with_decay(self.decay)
             .with_scale(self.scale);
         (routes.causal, routes.commitment) = (self.causal, self.commitment);
+        let routing = ops::Routing::new(routes)?;
         let project = || linear(d_model, d_model, bias, device);
         let normals =
             Tensor::random([heads, clusters, dim], Distribution::Normal(0.0, 1.0), device);
@@ -107,7 +108,7 @@ impl RoutingAttentionConfig {
             training: Param::from_bool(true),
             heads,
             d_model,
-            routing: ops::Routing::new(routes)?,
+            routing,
         })
     }
 }

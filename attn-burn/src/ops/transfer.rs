@@ -25,7 +25,10 @@ pub fn upload<const D: usize>(tensor: &Tensor, device: &Device) -> Result<burn::
     // A backend is chosen by an input, so there is one.
     let none = burn::tensor::Tensor::<1>::zeros([1], &device.clone().inner());
     let copied = apply(Copied(tensor.clone()), Inputs::new().float(none))?.float::<D>()?;
-    Ok(if device.is_autodiff() { burn::tensor::Tensor::from_inner(copied) } else { copied })
+    Ok(match device.gradient_checkpointing_strategy() {
+        Some(strategy) => copied.autodiff().with_gradient_checkpointing_strategy(strategy),
+        None => copied,
+    })
 }
 
 #[derive(Debug)]

@@ -1,7 +1,12 @@
 //! Devices and data of the tests.
 #![allow(dead_code)]
 
+pub mod case;
+
+use std::sync::{Mutex, PoisonError};
+
 use attn_burn::{Error, Gpu};
+use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 
 /// The device that the tests of one program share; `None`, with a notice, where there is no adapter.
@@ -13,6 +18,17 @@ pub fn device() -> Option<Device> {
         }
         device => Some(device.unwrap()),
     }
+}
+
+/// A model with weights from one seed. Burn has one seed for all threads and draws weights when they are first
+/// needed, so models are made one by one, and completely.
+pub fn seeded<M: Module>(device: &Device, make: impl FnOnce() -> M) -> M {
+    static SEED: Mutex<()> = Mutex::new(());
+    let _alone = SEED.lock().unwrap_or_else(PoisonError::into_inner);
+    device.seed(7);
+    let model = make().materialize();
+    device.sync().unwrap();
+    model
 }
 
 /// A tensor of `attn-wgpu` on the same device.
