@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 
 const SIZE: [f64; 2] = [640.0, 360.0];
 const MARGIN: f64 = 48.0;
-const COLOURS: [&str; 3] = ["#0072b2", "#d55e00", "#009e73"];
+/// Colours and dashes: of curves that are one line both are to be seen.
+const STYLES: [(&str, &str); 3] = [("#0072b2", "none"), ("#d55e00", "none"), ("#009e73", "6 6")];
 
 /// One curve for each name, smoothed over steps; `label` says of what.
 pub fn draw(label: &str, curves: &[(&str, &[f64])]) -> String {
@@ -35,16 +36,18 @@ pub fn draw(label: &str, curves: &[(&str, &[f64])]) -> String {
         );
     }
     for (i, (name, losses)) in curves.iter().enumerate() {
-        let colour = COLOURS[i % COLOURS.len()];
+        let (colour, dashes) = STYLES[i % STYLES.len()];
         let points: String = losses
             .iter()
             .enumerate()
             .map(|(step, l)| format!("{:.1},{:.1} ", x(step), y(*l)))
             .collect();
-        let (right, top) = (SIZE[0] - MARGIN - 60.0, MARGIN + 16.0 * i as f64);
+        // Between the first two lines of the grid.
+        let (right, top) = (SIZE[0] - MARGIN - 60.0, MARGIN + 18.0 + 16.0 * i as f64);
         let _ = writeln!(
             svg,
-            "<polyline points=\"{points}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.5\"/>\
+            "<polyline points=\"{points}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.5\" \
+             stroke-dasharray=\"{dashes}\"/>\
              <text x=\"{right}\" y=\"{top}\" fill=\"{colour}\">{name}</text>"
         );
     }
