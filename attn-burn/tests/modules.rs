@@ -14,7 +14,7 @@ use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::{AdamConfig, GradientsParams};
 use burn::tensor::{Device, Tensor};
-use common::{device, normal, read, seeded, tensor};
+use common::{deviation, device, normal, read, seeded, tensor};
 
 const WIDTH: usize = 16;
 
@@ -94,14 +94,16 @@ fn two_runs_from_one_seed_are_equal_to_the_bit() {
     assert_eq!(read(model.forward(x.clone()).0), read(again.forward(x).0));
 }
 
-/// Burn then computes cheap activations again for the backward pass.
+/// Burn then computes cheap activations again for the backward pass. What it fuses them with may round them
+/// otherwise.
 #[test]
-fn gradient_checkpointing_changes_no_bit() {
+fn gradient_checkpointing_changes_nothing() {
     let Some(device) = device() else { return };
     let device = device.autodiff();
     let (_, losses) = train(&device, 3);
     let (_, same) = train(&device.gradient_checkpointing(), 3);
-    assert_eq!(losses, same);
+    let bound = if cfg!(feature = "fusion") { 1e-6 } else { 0.0 };
+    assert!(deviation(&losses, &same) <= bound, "{losses:?} {same:?}");
 }
 
 #[test]

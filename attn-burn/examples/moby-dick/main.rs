@@ -31,6 +31,8 @@ struct Run {
     /// Nats a byte on text that was held back.
     held_back: f64,
     steps_per_second: f64,
+    /// Of all cores together, which other programs do not disturb: what counts on a software driver.
+    cpu_seconds_per_step: f64,
     /// MiB that the device had given out at most.
     peak: f64,
 }
@@ -48,10 +50,12 @@ fn main() -> Result<(), Failure> {
     let path = args.get(1).map_or("moby-dick.svg", String::as_str);
     let runs =
         Kind::ALL.into_iter().map(|kind| child(kind, steps)).collect::<Result<Vec<_>, _>>()?;
-    println!("{:8} {:>10} {:>10} {:>8} {:>9}", "", "loss", "held back", "steps/s", "peak MiB");
-    for Run { name, losses, held_back, steps_per_second, peak } in &runs {
-        let last = losses.last().copied().unwrap_or(f64::NAN);
-        println!("{name:8} {last:10.3} {held_back:10.3} {steps_per_second:8.2} {peak:9.0}");
+    println!("           loss  held back  steps/s  CPU s/step  peak MiB");
+    for run in &runs {
+        let last = run.losses.last().copied().unwrap_or(f64::NAN);
+        let (speed, cpu) = (run.steps_per_second, run.cpu_seconds_per_step);
+        let Run { name, held_back, peak, .. } = run;
+        println!("{name:8} {last:6.3} {held_back:10.3} {speed:8.2} {cpu:11.2} {peak:9.0}");
     }
     let curves: Vec<_> = runs.iter().map(|run| (run.name, run.losses.as_slice())).collect();
     std::fs::write(path, chart::draw("loss, nats a byte", &curves))?;
@@ -74,6 +78,7 @@ fn child(kind: Kind, steps: usize) -> Result<Run, Failure> {
         losses: line("losses ")?,
         held_back: line("held back ")?[0],
         steps_per_second: line("steps per second ")?[0],
+        cpu_seconds_per_step: line("CPU seconds per step ")?[0],
         peak: line("peak ")?[0],
     })
 }
@@ -86,13 +91,13 @@ fn one(kind: Kind, steps: usize) -> Result<(), Failure> {
     let (train, held_back) = parts();
     let mut losses: Vec<Tensor<1>> = Vec::new();
     let mut peak = 0.0f64;
-    let mut start = Instant::now();
+    let mut start = (Instant::now(), cpu_seconds());
     let batches = loader(train, Some(1), &device);
     for (step, batch) in std::iter::repeat_with(|| batches.iter()).flatten().take(steps).enumerate()
     {
         if step == WARM_UP.min(steps / 2) {
             device.sync()?;
-            start = Instant::now();
+            start = (Instant::now(), cpu_seconds());
         }
         let (loss, commitment) = loss(&model, batch?, &device)?;
         losses.push(loss.clone().detach());
@@ -106,7 +111,8 @@ fn one(kind: Kind, steps: usize) -> Result<(), Failure> {
     }
     device.sync()?;
     let timed = steps - WARM_UP.min(steps / 2);
-    let speed = timed as f64 / start.elapsed().as_secs_f64();
+    let speed = timed as f64 / start.0.elapsed().as_secs_f64();
+    let cpu = (cpu_seconds() - start.1) / timed as f64;
 
     let model = model.valid();
     let plain = device.clone().inner();
@@ -118,6 +124,7 @@ fn one(kind: Kind, steps: usize) -> Result<(), Failure> {
     println!("losses {}", losses.iter().map(|x| format!("{x:.4} ")).collect::<String>());
     println!("held back {:.4}", sum.0 / f64::from(sum.1.max(1)));
     println!("steps per second {speed:.3}");
+    println!("CPU seconds per step {cpu:.3}");
     println!("peak {peak:.1}");
     Ok(())
 }
@@ -144,4 +151,15 @@ fn number(loss: Tensor<1>) -> Result<f64, Failure> {
 fn given_out(device: &Device) -> Result<f64, Failure> {
     let report = attn_burn::gpu(device)?.device().generate_allocator_report();
     Ok(report.map_or(0.0, |report| report.total_allocated_bytes as f64 / f64::from(1 << 20)))
+}
+
+#[cfg(unix)]
+fn cpu_seconds() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + 1e-9 * time.tv_nsec as f64
+}
+
+#[cfg(not(unix))]
+fn cpu_seconds() -> f64 {
+    0.0
 }

@@ -6,7 +6,7 @@ pub mod case;
 use std::sync::{Mutex, PoisonError};
 
 use attn_burn::{Error, Gpu};
-use burn::module::Module;
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 
 /// The device that the tests of one program share; `None`, with a notice, where there is no adapter.
@@ -21,14 +21,23 @@ pub fn device() -> Option<Device> {
 }
 
 /// A model with weights from one seed. Burn has one seed for all threads and draws weights when they are first
-/// needed, so models are made one by one, and completely.
+/// looked at, so models are made one by one, and looked at as a whole.
 pub fn seeded<M: Module>(device: &Device, make: impl FnOnce() -> M) -> M {
     static SEED: Mutex<()> = Mutex::new(());
     let _alone = SEED.lock().unwrap_or_else(PoisonError::into_inner);
     device.seed(7);
-    let model = make().materialize();
+    let model = make();
+    model.visit(&mut Look);
     device.sync().unwrap();
     model
+}
+
+struct Look;
+
+impl ModuleVisitor for Look {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        param.val();
+    }
 }
 
 /// A tensor of `attn-wgpu` on the same device.
