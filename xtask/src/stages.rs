@@ -299,7 +299,8 @@ fn outside(ws: &Workspace, env: &[(&'static str, String)]) -> Vec<Step> {
     let of = |member: &Member| {
         let cmd = |line: &str| Cmd::new(line).arg("-p").arg(&member.name);
         let clippy = cmd("cargo clippy").args(words("--all-targets --all-features -- -D warnings"));
-        let docs = cmd("cargo doc").args(words("--no-deps --all-features"));
+        // With the examples, dependencies have the features that clippy has just checked them with.
+        let docs = cmd("cargo doc").args(words("--no-deps --all-features --lib --examples"));
         let docs = docs.env("RUSTDOCFLAGS", "-D warnings");
         // Examples are built with the tests, and the quickstart runs as the example of the README.
         [clippy, docs, with(cmd("cargo test"), env)]
