@@ -33,7 +33,10 @@ fn erfc_positive(size: vec4<f32>) -> vec4<f32> {
 
 fn activate(value: vec4<f32>) -> vec4<f32> {
 #ifdef RELU
-  return select(value, vec4<f32>(0.0), value < vec4<f32>(0.0));
+  // By the bits: drivers make a maximum of a comparison, and that of NaN and 0 is 0. Negative
+  // numbers, and no NaN, are those from -0 to -infinity.
+  let bits = bitcast<vec4<u32>>(value) - vec4<u32>(0x80000000u);
+  return select(value, vec4<f32>(0.0), bits <= vec4<u32>(0x7f800000u));
 #else
 #ifdef SILU
   return value * sigmoid(value);

@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -126,6 +126,10 @@ enum LimitsChoice {
     Custom(Box<wgpu::Limits>),
 }
 
+/// Where compute kernels of this crate run.
+const BACKENDS: wgpu::Backends =
+    wgpu::Backends::VULKAN.union(wgpu::Backends::METAL).union(wgpu::Backends::DX12);
+
 impl Default for GpuBuilder {
     fn default() -> Self {
         let text = |name| std::env::var(name).ok().filter(|value: &String| !value.is_empty());
@@ -133,7 +137,7 @@ impl Default for GpuBuilder {
         let webgpu = text("ATTN_LIMITS").is_some_and(|value| value == "webgpu");
         GpuBuilder {
             adapter: text("ATTN_ADAPTER"),
-            backends: wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12,
+            backends: BACKENDS,
             disabled: disabled.split(',').map(|name| name.trim().to_lowercase()).collect(),
             limits: if webgpu { LimitsChoice::WebGpu } else { LimitsChoice::Adapter },
             expect: text("ATTN_EXPECT_ADAPTER"),
@@ -170,7 +174,7 @@ impl GpuBuilder {
         self
     }
 
-    /// Looks at these backends only.
+    /// Looks at these backends only, of Vulkan, Metal and DirectX 12.
     pub fn backends(mut self, backends: wgpu::Backends) -> Self {
         self.backends = backends;
         self
@@ -306,8 +310,7 @@ impl Gpu {
 
     /// All adapters, the one that [`Gpu::new`] takes first.
     pub fn adapters() -> Vec<AdapterDescription> {
-        let backends = GpuBuilder::default().backends;
-        let adapters = pollster::block_on(sorted_adapters(backends));
+        let adapters = pollster::block_on(sorted_adapters(BACKENDS));
         let describe = |(index, adapter): (usize, &wgpu::Adapter)| {
             AdapterDescription::new(index, &adapter.get_info())
         };
@@ -734,14 +737,23 @@ impl Future for Mapped<'_> {
     }
 }
 
-async fn sorted_adapters(backends: wgpu::Backends) -> Vec<wgpu::Adapter> {
-    // Creating an instance panics if no backend was compiled in.
-    let instance = catch_unwind(|| {
+/// The instance of this process, which is never dropped; none where no backend was compiled in.
+///
+/// NVIDIA's driver for Linux does not bear more: instances made by several threads at once end in
+/// deadlocks, and after some dozens made and dropped one after the other it finds no adapter.
+fn instance() -> Option<&'static wgpu::Instance> {
+    static INSTANCE: OnceLock<Option<wgpu::Instance>> = OnceLock::new();
+    let create = || {
         let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
-        descriptor.backends = backends;
+        descriptor.backends = BACKENDS;
         wgpu::Instance::new(descriptor)
-    });
-    let Ok(instance) = instance else { return Vec::new() };
+    };
+    // Without a backend it panics.
+    INSTANCE.get_or_init(|| catch_unwind(create).ok()).as_ref()
+}
+
+async fn sorted_adapters(backends: wgpu::Backends) -> Vec<wgpu::Adapter> {
+    let Some(instance) = instance() else { return Vec::new() };
     let mut adapters = instance.enumerate_adapters(backends).await;
     adapters.sort_by_key(|adapter| match adapter.get_info().device_type {
         wgpu::DeviceType::DiscreteGpu => 0,
