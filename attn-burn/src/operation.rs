@@ -221,8 +221,8 @@ impl Step {
         let (float_outputs, cotangents) = rest.split_at(layout.float_outputs);
         let (int_inputs, int_outputs) = ints.split_at(layout.int_inputs);
         let mut targets = targets.iter().cloned();
-        let gradients: Vec<_> =
-            layout.wanted.iter().map(|&wanted| targets.next_if_wanted(wanted)).collect();
+        let mut target = |wanted: &bool| wanted.then(|| targets.next()).flatten();
+        let gradients: Vec<_> = layout.wanted.iter().map(&mut target).collect();
         self.op.backward(
             gpu,
             Backward {
@@ -235,13 +235,6 @@ impl Step {
         )
     }
 }
-
-trait NextIfWanted: Iterator {
-    fn next_if_wanted(&mut self, wanted: bool) -> Option<Self::Item> {
-        if wanted { self.next() } else { None }
-    }
-}
-impl<I: Iterator> NextIfWanted for I {}
 
 /// Several differentiable outputs as one, since a node of burn's graph has one gradient: the outputs lie
 /// one behind the other, each at an aligned place, and slices of the whole are handed out.
