@@ -78,7 +78,8 @@ impl Setting {
         Ok(())
     }
 
-    /// What the crate ships. The software driver's come from `cargo xtask tune` on Mesa 22.3.6.
+    /// What the crate ships. The software driver's come from `cargo xtask tune` on Mesa 22.3.6, those
+    /// of GPUs with subgroups from the same on an NVIDIA H100 (driver 580), the only GPU measured so far.
     ///
     /// Software drivers: memory accesses cost many FMAs whatever their pattern, so rows are many; a
     /// workgroup of few lanes wastes least on the diagonal, and one of a single subgroup keeps its
@@ -87,7 +88,7 @@ impl Setting {
     /// GPUs: registers per lane are few, lanes are many.
     ///
     /// Without subgroups a step has two barriers, so forward kernels take more keys at once.
-    fn shipped(kernel: KernelKind, cpu: bool, subgroups: bool) -> Setting {
+    fn shipped(kernel: KernelKind, cpu: bool, subgroups: bool, dim: u32) -> Setting {
         let set = |dim_per_lane, max_lanes, max_rows, keys, workgroup| Setting {
             dim_per_lane,
             max_lanes,
@@ -98,15 +99,15 @@ impl Setting {
         match (kernel, cpu, subgroups) {
             (KernelKind::Forward, true, true) => set(16, 8, 16, 1, 8),
             (KernelKind::Forward, true, false) => set(16, 16, 4, 4, 16),
-            (KernelKind::Forward, false, true) => set(8, 32, 4, 4, 128),
+            (KernelKind::Forward, false, true) => set(8, 32, 3, 8, if dim > 64 { 128 } else { 64 }),
             (KernelKind::Forward, false, false) => set(16, 16, 4, 4, 64),
             (KernelKind::Decode, true, true) => set(16, 8, 8, 1, 8),
             (KernelKind::Decode, true, false) => set(16, 16, 8, 2, 16),
-            (KernelKind::Decode, false, true) => set(8, 32, 8, 2, 64),
+            (KernelKind::Decode, false, true) => set(8, 32, 8, 4, 128),
             (KernelKind::Decode, false, false) => set(16, 16, 8, 2, 64),
             (KernelKind::Backward, true, true) => set(16, 8, 10, 1, 16),
             (KernelKind::Backward, true, false) => set(16, 16, 4, 1, 16),
-            (KernelKind::Backward, false, true) => set(8, 32, 4, 1, 128),
+            (KernelKind::Backward, false, true) => set(8, 32, 4, 1, 64),
             (KernelKind::Backward, false, false) => set(16, 16, 4, 1, 64),
         }
     }
@@ -217,7 +218,7 @@ impl Settings {
             rule.kernel == kernel && rule.subgroups == subgroups && dim <= rule.max_dim
         };
         let measured = self.rules.iter().find(fits).map(|rule| rule.setting);
-        measured.unwrap_or_else(|| Setting::shipped(kernel, cpu, subgroups))
+        measured.unwrap_or_else(|| Setting::shipped(kernel, cpu, subgroups, dim))
     }
 }
 
@@ -236,7 +237,7 @@ mod tests {
     use super::*;
 
     fn rule(max_dim: u32, workgroup: u32) -> Rule {
-        let setting = Setting::shipped(KernelKind::Forward, true, true);
+        let setting = Setting::shipped(KernelKind::Forward, true, true, 64);
         let setting = Setting { workgroup, ..setting };
         Rule { kernel: KernelKind::Forward, subgroups: true, max_dim, setting }
     }
@@ -247,7 +248,7 @@ mod tests {
         let workgroup =
             |kernel, subgroups, dim| settings.of(kernel, true, subgroups, dim).workgroup;
         let of = |dim| workgroup(KernelKind::Forward, true, dim);
-        let shipped = Setting::shipped(KernelKind::Forward, true, true).workgroup;
+        let shipped = Setting::shipped(KernelKind::Forward, true, true, 64).workgroup;
         assert_eq!([of(16), of(64), of(80), of(129)], [24, 24, 48, shipped]);
         // Other kernels, and devices without subgroups, keep what ships.
         assert_eq!(workgroup(KernelKind::Decode, true, 64), 8);

@@ -19,6 +19,8 @@ pub enum Programs {
     AllTests,
     /// All but these files of `tests/`.
     TestsBut(Vec<&'static str>),
+    /// These files of `tests/`.
+    Tests(Vec<&'static str>),
     /// One file of `tests/`.
     Test(&'static str),
     Example(String),
@@ -41,6 +43,7 @@ impl fmt::Display for Pick {
         let what = match &self.programs {
             Programs::AllTests => "tests".into(),
             Programs::TestsBut(names) => format!("tests but `{}`", names.join("`, `")),
+            Programs::Tests(names) => format!("tests `{}`", names.join("`, `")),
             Programs::Test(name) => format!("test `{name}`"),
             Programs::Example(name) => format!("example `{name}`"),
         };
@@ -107,6 +110,7 @@ fn wanted(artifact: &Artifact, programs: &Programs) -> bool {
     match programs {
         Programs::AllTests => any_test,
         Programs::TestsBut(names) => any_test && !names.iter().any(|n| is(TargetKind::Test, n)),
+        Programs::Tests(names) => names.iter().any(|n| is(TargetKind::Test, n)),
         Programs::Test(name) => is(TargetKind::Test, name),
         Programs::Example(name) => is(TargetKind::Example, name) && !artifact.profile.test,
     }
@@ -139,6 +143,7 @@ mod tests {
         let of = |programs| all.map(|a| wanted(a, &programs));
         assert_eq!(of(Programs::AllTests), [true, true, false, false]);
         assert_eq!(of(Programs::TestsBut(vec!["properties"])), [true, false, false, false]);
+        assert_eq!(of(Programs::Tests(vec!["other", "properties"])), [false, true, false, false]);
         assert_eq!(of(Programs::Test("properties")), [false, true, false, false]);
         assert_eq!(of(Programs::Example("quickstart".into())), [false, false, true, false]);
     }

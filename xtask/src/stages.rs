@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use crate::built::{Pick, Programs, cargo_test};
+use crate::built::{Pick, Programs};
 use crate::check;
 use crate::cmd::Cmd;
 use crate::driver::install;
@@ -161,7 +161,7 @@ pub fn stages(ws: &Workspace, host: &Host) -> Vec<Stage> {
             ..fixed(
                 "tests",
                 "every test, from buffers full of NaN, at 8 lanes",
-                vec![Step::Run(with(cargo_test(ws), &gpu(8)))],
+                settings::all(ws, gpu(8)),
             )
         },
         Stage {
@@ -348,12 +348,17 @@ mod tests {
 
     #[test]
     fn tests_have_features_poison_and_width() {
-        assert_eq!(
-            lines(&list(true), "tests"),
-            ["ATTN_POISON=1 LP_NATIVE_VECTOR_WIDTH=256 MESA_SHADER_CACHE_DIR=cache/8 \
-                cargo test --workspace --exclude attn-burn \
-                --features attn-core/testing,attn-wgpu/bench,attn-lightning/bench"]
-        );
+        let tests = lines(&list(true), "tests");
+        let env = "ATTN_POISON=1 LP_NATIVE_VECTOR_WIDTH=256 MESA_SHADER_CACHE_DIR=cache/8 ";
+        assert!(tests.iter().all(|line| line.starts_with(env)), "{tests:?}");
+        assert!(tests[0].ends_with("(built tests of attn-core)"));
+        assert!(tests[1].contains("(built tests but `attention`, `backward`"), "{}", tests[1]);
+        assert!(tests[2].contains("GALLIVM_PERF=nopt (built tests `attention`, `backward`"));
+        assert_eq!(tests.len(), 7);
+        assert!(tests[6].ends_with(
+            "cargo test --workspace --exclude attn-burn \
+             --features attn-core/testing,attn-wgpu/bench,attn-lightning/bench --doc"
+        ));
     }
 
     #[test]
@@ -361,13 +366,13 @@ mod tests {
         let stages = list(true);
         let lanes = lines(&stages, "lanes-16");
         assert!(lanes[0].contains("LP_NATIVE_VECTOR_WIDTH=512"));
-        assert!(lanes[0].ends_with("(built tests but `backward`, `matmul`, `plan` of attn-wgpu)"));
+        assert!(lanes[0].contains("(built tests but `backward`, `device`, `matmul`, `plan`, "));
         assert!(lanes[1].contains("MESA_SHADER_CACHE_DIR=cache/16"));
         assert!(
             lanes[1].ends_with("(built test `backward` of attn-wgpu) --exact head_dims_and_ratios")
         );
-        assert_eq!(lanes.len(), 5);
-        assert!(lanes[4].ends_with("(built test `properties` of attn-lightning) smoke"));
+        assert_eq!(lanes.len(), 7);
+        assert!(lanes[6].ends_with("(built test `properties` of attn-lightning) smoke"));
         let plain = &lines(&stages, "plain")[0];
         assert!(plain.ends_with("(built tests of attn-wgpu)"), "{plain}");
         assert!(plain.contains("ATTN_LIMITS=webgpu ATTN_DISABLE=subgroup,f16"), "{plain}");

@@ -1,20 +1,56 @@
-//! Stages that repeat tests with other settings of the device.
+//! The stages of tests: all of them, and some again with other settings of the device.
 
-use super::{SMOKE, Step, Variable, find};
-use crate::built::{Pick, Programs};
+use super::{SMOKE, Step, Variable, find, with};
+use crate::built::{Pick, Programs, cargo_test};
 use crate::workspace::{Member, Workspace};
+
+/// Most of the time of these goes into Mesa's compiler, and half of that into optimisations that add nothing to a
+/// test but speed. The other programs have them.
+fn quick_compiler() -> Variable {
+    ("GALLIVM_PERF", "nopt".into())
+}
 
 /// Programs of attn-wgpu that take Mesa's compiler minutes. Each runs whole at one of the two other lane widths, and
 /// at the second only the test named here.
-const LONG: [(&str, u32, &str); 7] = [
+const LONG: [(&str, u32, &str); 11] = [
     ("attention", 16, "head_dims"),
     ("backward", 4, "head_dims_and_ratios"),
+    ("device", 4, "many_threads_share_one_device"),
     ("forms", 16, "decode_of_long_keys"),
     ("matmul", 4, "smoke_tile_edges_of_every_kernel"),
+    ("places", 16, "gradients_know_their_batch_and_head"),
     ("plan", 4, "smoke_named_plans"),
     ("plan_backward", 16, "named_plans"),
+    ("plan_laws", 4, "every_key_counts_once"),
+    ("plan_lists", 16, "clusters_of_tokens"),
     ("weights", 16, "heads_and_dims"),
 ];
+
+/// All tests of all members, the examples in their documentation too.
+pub fn all(ws: &Workspace, env: Vec<Variable>) -> Vec<Step> {
+    let long = || LONG.iter().map(|(program, ..)| *program).collect();
+    let mut steps = Vec::new();
+    for member in ws.members.iter().filter(|m| m.default) {
+        if member.name == "attn-wgpu" {
+            steps.push(pick(&member.name, Programs::TestsBut(long()), &[], &env));
+            let quick = [&env[..], &[quick_compiler()]].concat();
+            steps.push(pick(&member.name, Programs::Tests(long()), &[], &quick));
+        } else {
+            steps.push(pick(&member.name, Programs::AllTests, &[], &env));
+        }
+    }
+    steps.push(Step::Run(with(cargo_test(ws).arg("--doc"), &env)));
+    steps
+}
+
+fn pick(member: &str, programs: Programs, args: &[&str], env: &[Variable]) -> Step {
+    Step::Built(Pick {
+        member: member.into(),
+        programs,
+        args: args.iter().map(|a| a.to_string()).collect(),
+        env: env.to_vec(),
+    })
+}
 
 /// At another width of subgroups than the tests of all, with the long programs in turns.
 pub fn at_lanes(ws: &Workspace, env: Vec<Variable>, lanes: u32) -> Vec<Step> {
@@ -40,27 +76,18 @@ fn run(
     }
     // Random cases compile kernels by the dozen; here the tables have to do.
     env.push(("PROPTEST_CASES", "2".into()));
-    // Most of the time goes into Mesa's compiler, and half of that into optimisations. The tests at 8 lanes have them.
-    env.push(("GALLIVM_PERF", "nopt".into()));
-    let pick = |member: &str, programs, args: &[&str]| {
-        Step::Built(Pick {
-            member: member.into(),
-            programs,
-            args: args.iter().map(|a| a.to_string()).collect(),
-            env: env.clone(),
-        })
-    };
+    env.push(quick_compiler());
     let whole = match brief {
         [] => Programs::AllTests,
         _ => Programs::TestsBut(brief.iter().map(|(program, ..)| *program).collect()),
     };
-    let mut steps = vec![pick("attn-wgpu", whole, &[])];
+    let mut steps = vec![pick("attn-wgpu", whole, &[], &env)];
     for (program, _, test) in brief {
-        steps.push(pick("attn-wgpu", Programs::Test(program), &["--exact", test]));
+        steps.push(pick("attn-wgpu", Programs::Test(program), &["--exact", test], &env));
     }
     let tested = |m: &&Member| m.default && m.tests.contains("properties");
     for paper in ws.papers().filter(tested) {
-        steps.push(pick(&paper.name, Programs::Test("properties"), &[SMOKE]));
+        steps.push(pick(&paper.name, Programs::Test("properties"), &[SMOKE], &env));
     }
     steps
 }
