@@ -1,12 +1,14 @@
 //! What a benchmark needs to know of a mechanism (feature `bench`), and the probes that its speed
-//! is compared with. Nothing here takes the time: the caller chooses clock and repetitions.
+//! is compared with; and clocks. Samples and their statistics are the business of callers.
 
+mod clock;
 mod kernels;
 mod plans;
 mod rows;
 #[cfg(feature = "criterion")]
 mod timed;
 
+pub use clock::{Clock, best_seconds, cores, cpu_time};
 pub use kernels::{Deviation, KernelCase, PreparedKernel, kernel_cases};
 pub use plans::{RandomPlan, reference_on_plan, simple_on_plan};
 #[cfg(feature = "criterion")]

@@ -74,7 +74,7 @@ pub struct Args {
     /// One layer, one mask and 256 tokens, in some seconds: does everything work?
     #[arg(long, conflicts_with = "full")]
     quick: bool,
-    /// All named random problems, and plots up to 8192 keys
+    /// All named random problems, and plots over one head of up to 32768 keys
     #[arg(long)]
     full: bool,
     /// Where the JSON goes (default: a file named by date in target/bench)

@@ -194,7 +194,15 @@ pub fn stages(ws: &Workspace, host: &Host) -> Vec<Stage> {
             "what would be published builds on its own and is complete",
             own("cargo xtask package", package::check),
         ),
-        // burn: tests of the members outside the default, Budget::Burn.
+        Stage {
+            budget: Budget::Burn,
+            needs: Needs::Driver,
+            ..fixed(
+                "burn",
+                "members that plain builds leave out: lints and documentation with every feature, tests",
+                outside(ws, &gpu(8)),
+            )
+        },
     ]
 }
 
@@ -285,6 +293,26 @@ fn quickstarts(ws: &Workspace, env: &[Variable]) -> Vec<Step> {
     steps
 }
 
+/// Members outside the default. Lints and documentation share what cargo checks for them, so both have every
+/// feature; tests have the default ones, as each set of features is a build of its own.
+fn outside(ws: &Workspace, env: &[(&'static str, String)]) -> Vec<Step> {
+    let of = |member: &Member| {
+        let cmd = |line: &str| Cmd::new(line).arg("-p").arg(&member.name);
+        let clippy = cmd("cargo clippy").args(words("--all-targets --all-features -- -D warnings"));
+        // With the examples, dependencies have the features that clippy has just checked them with.
+        let docs = cmd("cargo doc").args(words("--no-deps --all-features --lib --examples"));
+        let docs = docs.env("RUSTDOCFLAGS", "-D warnings");
+        // Examples are built with the tests, and the quickstart runs as the example of the README.
+        [clippy, docs, with(cmd("cargo test"), env)]
+    };
+    let steps: Vec<_> =
+        ws.members.iter().filter(|m| !m.default).flat_map(of).map(Step::Run).collect();
+    if steps.is_empty() {
+        return vec![Step::Skip("every member is built by default".into())];
+    }
+    steps
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -356,6 +384,22 @@ mod tests {
         assert!(lines(&list(true), "wasm")[0].starts_with("cargo check -p attn-core"));
         let cpu = lines(&list(true), "tests-cpu");
         assert_eq!(cpu, ["cargo test -p attn-core -p xtask --features attn-core/testing"]);
+    }
+
+    #[test]
+    fn members_outside_the_default_have_a_stage_of_their_own() {
+        let stages = list(true);
+        let burn = lines(&stages, "burn");
+        assert_eq!(burn.len(), 3);
+        assert_eq!(
+            burn[0],
+            "cargo clippy -p attn-burn --all-targets --all-features -- -D warnings"
+        );
+        assert!(burn[2].ends_with("MESA_SHADER_CACHE_DIR=cache/8 cargo test -p attn-burn"));
+        let others = stages.iter().filter(|stage| stage.name != "burn");
+        let mut others = others.flat_map(|stage| lines(&stages, stage.name));
+        assert!(others.all(|line| !line.contains("-p attn-burn")));
+        assert!(!SHORT.contains(&"burn"));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use attn_core::Mask;
 use attn_core::dense::Config as Dense;
 use attn_core::testing::{Values, fill};
 use attn_wgpu::attention::{self, Attention};
+use attn_wgpu::bench::best_seconds;
 
 const HEADS: usize = 4;
 const DIM: usize = 64;
@@ -34,6 +35,10 @@ fn query(gpu: &Gpu) -> Result<Tensor, Error> {
     tensor(gpu, 0, 1)?.reshape(&[HEADS, DIM])
 }
 
+fn milliseconds(gpu: &Gpu, run: &mut dyn FnMut() -> Result<(), Error>) -> Result<f64, Error> {
+    Ok(1e3 * best_seconds(gpu, run)?)
+}
+
 fn prefixes(gpu: &Gpu) -> Result<(), Error> {
     println!("tokens   dense ms   aaren ms   ratio   backward ms");
     let aaren = Aaren::new(gpu, Config::new())?;
@@ -42,12 +47,12 @@ fn prefixes(gpu: &Gpu) -> Result<(), Error> {
         let (q, k, v) = (query(gpu)?, tensor(gpu, 1, tokens)?, tensor(gpu, 2, tokens)?);
         let many = tensor(gpu, 3, tokens)?;
         let inputs = Inputs::new(&q, &k, &v);
-        let scan = time(gpu, &mut || aaren.forward(inputs).map(drop))?;
+        let scan = milliseconds(gpu, &mut || aaren.forward(inputs).map(drop))?;
         let (output, saved) = aaren.forward_saved(inputs)?;
         let cotangents = attn_aaren::Cotangents::new(&output.out);
-        let back = time(gpu, &mut || aaren.backward(&saved, cotangents).map(drop))?;
+        let back = milliseconds(gpu, &mut || aaren.backward(&saved, cotangents).map(drop))?;
         let pairs = attention::Inputs::new(&many, &k, &v);
-        let full = time(gpu, &mut || dense.forward(pairs).map(drop))?;
+        let full = milliseconds(gpu, &mut || dense.forward(pairs).map(drop))?;
         println!("{tokens:6} {full:10.2} {scan:10.3} {:7.1} {back:12.3}", full / scan);
     }
     Ok(())
@@ -71,7 +76,7 @@ fn streams(gpu: &Gpu) -> Result<(), Error> {
             aaren.fold(&mut state, Inputs::new(&q, &first(&k, before)?, &first(&v, before)?))?;
         }
         let start = state.clone();
-        let by_state = time(gpu, &mut || {
+        let by_state = milliseconds(gpu, &mut || {
             let mut state = start.clone();
             for t in before..before + steps {
                 let (k, v) = (k.narrow(2, t, 1)?, v.narrow(2, t, 1)?);
@@ -80,7 +85,7 @@ fn streams(gpu: &Gpu) -> Result<(), Error> {
             Ok(())
         })?;
         // A cache that holds the keys and values already: only the attention is timed.
-        let by_cache = time(gpu, &mut || {
+        let by_cache = milliseconds(gpu, &mut || {
             for t in before..before + steps {
                 dense.forward(attention::Inputs::new(
                     &one,
@@ -101,43 +106,4 @@ fn streams(gpu: &Gpu) -> Result<(), Error> {
         );
     }
     Ok(())
-}
-
-/// The best of some runs, in milliseconds; each for at least 20 of them.
-fn time(gpu: &Gpu, run: &mut dyn FnMut() -> Result<(), Error>) -> Result<f64, Error> {
-    let mut go = |count: usize| -> Result<f64, Error> {
-        let start = clock();
-        for _ in 0..count {
-            run()?;
-        }
-        gpu.flush()?;
-        wait(gpu)?;
-        Ok(1e3 * (clock() - start) / count as f64)
-    };
-    let first: f64 = go(1)?.max(1e-3);
-    let count = (60.0 / go(1)?.clamp(1e-3, first)).ceil() as usize;
-    Ok((0..3)
-        .map(|_| go(count))
-        .collect::<Result<Vec<_>, _>>()?
-        .into_iter()
-        .fold(f64::MAX, f64::min))
-}
-
-/// Until the device is done.
-fn wait(gpu: &Gpu) -> Result<(), Error> {
-    Tensor::full(gpu, &[1], 0f32)?.to_vec::<f32>().map(drop)
-}
-
-/// Seconds: of the process over its cores, or of the wall where the system does not say.
-#[cfg(unix)]
-fn clock() -> f64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
-    (time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9) / cores
-}
-
-#[cfg(not(unix))]
-fn clock() -> f64 {
-    thread_local!(static START: std::time::Instant = std::time::Instant::now());
-    START.with(|start| start.elapsed().as_secs_f64())
 }

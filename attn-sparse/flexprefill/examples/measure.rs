@@ -8,12 +8,13 @@
 use std::error::Error;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use attn_flexprefill::policy::FlexPrefillPolicy;
 use attn_flexprefill::{Config, Gpu, Inputs, Tensor};
 use attn_model::policy::{Dense, Layer, ModelShape};
 use attn_model::{AttentionPolicy, Model, Options, Source};
+use attn_wgpu::bench::cpu_time;
 
 type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
 
@@ -73,7 +74,8 @@ impl AttentionPolicy for Measured {
 /// Residual stream behind the last layer, of a prompt in parts.
 fn run(model: &Model, policy: impl AttentionPolicy, tokens: &[u32], part: usize) -> Result<Run> {
     let mut session = model.session_with(tokens.len(), policy)?;
-    let (start, cpu) = (Instant::now(), cpu_time());
+    let cpu = || cpu_time().unwrap_or_default();
+    let start = (Instant::now(), cpu());
     let mut hidden = Vec::new();
     for part in tokens.chunks(part) {
         let part = session.forward(part)?;
@@ -81,20 +83,8 @@ fn run(model: &Model, policy: impl AttentionPolicy, tokens: &[u32], part: usize)
         part.narrow(0, 0, 1)?.to_vec::<f32>()?;
         hidden.push(part);
     }
-    let took = [start.elapsed(), cpu_time().saturating_sub(cpu)].map(|time| time.as_secs_f64());
+    let took = [start.0.elapsed(), cpu() - start.1].map(|time| time.as_secs_f64());
     Ok(Run { took, session, hidden })
-}
-
-/// Of all threads of this process: on a software driver what other programs disturb less than the clock.
-#[cfg(unix)]
-fn cpu_time() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
-}
-
-#[cfg(not(unix))]
-fn cpu_time() -> Duration {
-    Duration::ZERO
 }
 
 struct Run {

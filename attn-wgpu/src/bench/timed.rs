@@ -1,14 +1,13 @@
 //! Criterion benchmarks of mechanisms (feature `criterion`): one call is a whole benchmark.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use attn_core::dense::Config;
 use attn_core::testing::{HostInputs, Problem};
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{BenchmarkGroup, Criterion, Throughput};
 
-use super::{Mechanism, Stage};
-use crate::capabilities::DeviceKind;
+use super::{Clock, Mechanism, Stage};
 use crate::error::Result;
 use crate::gpu::Gpu;
 
@@ -106,40 +105,6 @@ impl Run<'_> {
         });
         failure.map_or(Ok(()), Err)
     }
-}
-
-/// Time of day, or CPU time of the process over the cores that share the work.
-#[derive(Clone, Copy)]
-struct Clock {
-    start: Instant,
-    cores: Option<u32>,
-}
-
-impl Clock {
-    fn of(gpu: &Gpu) -> Clock {
-        let on_cpu = gpu.capabilities().kind == DeviceKind::Cpu && cpu_time().is_some();
-        let all = std::thread::available_parallelism().map_or(1, usize::from);
-        // Mesa's software driver runs that many threads; with 0 the calling thread does the work.
-        let threads = std::env::var("LP_NUM_THREADS").ok().and_then(|text| text.parse().ok());
-        let cores = threads.map_or(all, |threads: usize| threads.clamp(1, all));
-        Clock { start: Instant::now(), cores: on_cpu.then_some(cores as u32) }
-    }
-
-    fn now(&self) -> Duration {
-        let wall = self.start.elapsed();
-        self.cores.and_then(|cores| Some(cpu_time()? / cores)).unwrap_or(wall)
-    }
-}
-
-#[cfg(unix)]
-fn cpu_time() -> Option<Duration> {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    Some(Duration::new(u64::try_from(time.tv_sec).ok()?, u32::try_from(time.tv_nsec).ok()?))
-}
-
-#[cfg(not(unix))]
-fn cpu_time() -> Option<Duration> {
-    None
 }
 
 impl Measurement for Clock {

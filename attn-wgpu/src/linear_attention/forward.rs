@@ -7,6 +7,26 @@ use crate::error::Result;
 use crate::rows::{check_device, check_form};
 use crate::tensor::{DType, Tensor};
 
+impl Saved {
+    /// The same with inputs at another place: a caller's allocator may have moved them. Their elements must
+    /// be those of the forward pass.
+    ///
+    /// # Errors
+    /// [`attn_core::Error`] for tensors of other shapes, types or devices.
+    pub fn with_inputs(&self, inputs: Inputs<'_>) -> Result<Saved> {
+        let call = Call::new(self.call.q.gpu(), self.call.shape.heads, inputs)?;
+        let (old, new) = (&self.call, &call);
+        if old.shape != new.shape {
+            let expected = format!("extents of the forward pass, {:?}", old.shape);
+            return Err(
+                attn_core::Error::config("inputs", expected, format!("{:?}", new.shape)).into()
+            );
+        }
+        check_form("q", inputs.q, &old.shape.q(), old.dtype())?;
+        Ok(Saved { call, states: self.states.clone() })
+    }
+}
+
 impl LinearAttention {
     /// Records output and last state.
     ///

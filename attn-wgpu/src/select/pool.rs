@@ -23,6 +23,7 @@ pub enum PoolKind {
 }
 
 impl PoolKind {
+    #[cfg(feature = "bench")]
     pub(crate) const ALL: [PoolKind; 4] =
         [PoolKind::Mean, PoolKind::Sum, PoolKind::Max, PoolKind::Min];
 

@@ -33,6 +33,7 @@ pub(crate) enum Way {
 }
 
 impl Way {
+    #[cfg(feature = "bench")]
     pub(crate) const ALL: [Way; 3] = [Way::Sums, Way::Tile, Way::Tiles];
 
     pub(crate) fn constants(self, lanes: u32) -> Constants {

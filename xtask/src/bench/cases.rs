@@ -16,9 +16,9 @@ const DEFAULT: [&str; 5] = [
     "d128-prefill-2k",
 ];
 
-/// Lengths of the plots: of the captured sequence by default, and of random ones of the same heads in full runs.
+/// Lengths of the plots: of the captured sequence by default, and of one random head in full runs.
 const SERIES: [usize; 4] = [128, 256, 512, 1024];
-const FULL_SERIES: [usize; 3] = [2048, 4096, 8192];
+const FULL_SERIES: [usize; 7] = [512, 1024, 2048, 4096, 8192, 16 << 10, 32 << 10];
 
 /// A window of 256 tokens.
 const WINDOW: Mask = Mask::Window { left: 255, right: 0 };
@@ -106,10 +106,11 @@ pub fn cases(capture: &Capture, choice: &Choice<'_>) -> Result<Vec<Case>> {
         }
     }
     if let Some((_, inputs)) = layers().next() {
-        for keys in FULL_SERIES.into_iter().filter(|&keys| keys > inputs.shape.keys) {
-            let name = format!("random-n{keys}");
+        let one = one_head(&inputs).shape;
+        for keys in FULL_SERIES {
+            let name = format!("head-n{keys}");
             if wanted(&name, choice.full) {
-                let (shape, seed) = (AttentionShape { queries: keys, keys, ..inputs.shape }, keys);
+                let (shape, seed) = (AttentionShape { queries: keys, keys, ..one }, keys);
                 let inputs = HostInputs::random(shape, seed as u64, Values::Normal);
                 let source = Source::Random { seed: seed as u64 };
                 cases.extend(Case::series(&name, source, &inputs, own));
@@ -250,8 +251,11 @@ pub mod tests {
         let choice = Choice { quick: false, full: true, only: &[], or_none: false };
         let cases = cases(&capture(), &choice).unwrap();
         let causal = cases.iter().filter(|case| case.in_series && case.config.mask == Mask::Causal);
-        let lengths: Vec<_> = causal.map(|case| case.inputs.shape.keys).collect();
-        assert_eq!(lengths, [128, 256, 512, 1024, 2048, 4096, 8192]);
+        let (one, all): (Vec<_>, Vec<_>) =
+            causal.map(|case| case.inputs.shape).partition(|shape| shape.heads == 1);
+        let lengths = |shapes: &[AttentionShape]| shapes.iter().map(|s| s.keys).collect::<Vec<_>>();
+        assert_eq!(lengths(&all), [128, 256, 512, 1024]);
+        assert_eq!(lengths(&one), [512, 1024, 2048, 4096, 8192, 16384, 32768]);
     }
 
     #[test]

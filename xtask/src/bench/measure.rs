@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use attn_wgpu::bench::{cores, cpu_time};
 use attn_wgpu::{DeviceKind, Gpu, Result};
 
 use super::report::{Clock, Sample, Summary, Timing};
@@ -36,25 +37,9 @@ impl Effort {
     }
 }
 
-/// CPU seconds that all threads of this process have used.
-#[cfg(unix)]
+/// CPU seconds that all threads of this process have used; none where the system does not tell.
 pub fn cpu_seconds() -> Option<f64> {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    Some(time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9)
-}
-
-/// Not measured on this system: wall time is used instead.
-#[cfg(not(unix))]
-pub fn cpu_seconds() -> Option<f64> {
-    None
-}
-
-/// Cores that a software driver spreads its work on.
-pub fn cores() -> usize {
-    let all = std::thread::available_parallelism().map_or(1, usize::from);
-    // Mesa's software driver runs that many threads; with 0 the calling thread does the work.
-    let threads = std::env::var("LP_NUM_THREADS").ok().and_then(|text| text.parse::<usize>().ok());
-    threads.map_or(all, |threads| threads.clamp(1, all))
+    cpu_time().map(|time| time.as_secs_f64())
 }
 
 /// Times what `work` records on a device. It has to be warm: pipelines made, shaders compiled.

@@ -3,10 +3,11 @@
 use super::html::svg::{Line, Point};
 use super::report::Row;
 
-/// A mechanism under one mask, its rows by rising number of keys.
+/// A mechanism under one mask with so many heads, its rows by rising number of keys.
 pub struct Series<'a> {
     pub mechanism: &'a str,
     pub mask: &'a str,
+    pub heads: usize,
     pub rows: Vec<&'a Row>,
 }
 
@@ -22,7 +23,8 @@ pub enum Crossover {
 
 impl Series<'_> {
     pub fn name(&self) -> String {
-        format!("{}, {}", self.mechanism, self.mask)
+        let heads = if self.heads == 1 { ", one head" } else { "" };
+        format!("{}, {}{heads}", self.mechanism, self.mask)
     }
 }
 
@@ -30,12 +32,11 @@ impl Series<'_> {
 pub fn series(rows: &[Row]) -> Vec<Series<'_>> {
     let mut all: Vec<Series<'_>> = Vec::new();
     for row in rows.iter().filter(|row| row.in_series && row.timing.is_some()) {
-        let known = all.iter_mut().find(|s| s.mechanism == row.mechanism && s.mask == row.mask);
-        match known {
+        let (mechanism, mask, heads) = (row.mechanism.as_str(), row.mask.as_str(), row.shape[1]);
+        let same = |s: &&mut Series<'_>| (s.mechanism, s.mask, s.heads) == (mechanism, mask, heads);
+        match all.iter_mut().find(same) {
             Some(series) => series.rows.push(row),
-            None => {
-                all.push(Series { mechanism: &row.mechanism, mask: &row.mask, rows: vec![row] })
-            }
+            None => all.push(Series { mechanism, mask, heads, rows: vec![row] }),
         }
     }
     all.iter_mut().for_each(|series| series.rows.sort_by_key(|row| row.shape[4]));
@@ -73,7 +74,10 @@ pub fn base_name(mechanism: &str) -> &'static str {
 
 /// The series that others are compared with: dense attention under the mask that comes first.
 pub fn base<'a, 'b>(all: &'b [Series<'a>], of: &Series<'a>) -> Option<&'b Series<'a>> {
-    let base = all.iter().find(|series| series.mechanism == base_name(of.mechanism))?;
+    let is_base = |series: &&Series<'_>| {
+        series.mechanism == base_name(of.mechanism) && series.heads == of.heads
+    };
+    let base = all.iter().find(is_base)?;
     (base.name() != of.name()).then_some(base)
 }
 

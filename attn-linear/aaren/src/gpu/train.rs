@@ -27,6 +27,28 @@ pub struct Saved {
 }
 
 impl Saved {
+    /// The same with inputs at another place: a caller's allocator may have moved them.
+    /// Their elements must be those of the forward pass.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for tensors of another shape.
+    pub fn with_inputs(self, inputs: Inputs<'_>) -> Result<Saved> {
+        let pairs = [("q", &self.q, inputs.q), ("k", &self.k, inputs.k), ("v", &self.v, inputs.v)];
+        for (arg, old, new) in pairs {
+            if old.shape() != new.shape() {
+                return Err(Error::shape(arg, format!("{:?}", old.shape()), new.shape()).into());
+            }
+        }
+        Ok(Saved {
+            q: inputs.q.clone(),
+            k: inputs.k.clone(),
+            v: inputs.v.clone(),
+            valid: inputs.valid.cloned(),
+            state: inputs.state.cloned(),
+            ..self
+        })
+    }
+
     fn inputs(&self) -> Inputs<'_> {
         Inputs {
             q: &self.q,

@@ -27,6 +27,24 @@ impl std::fmt::Debug for Saved {
     }
 }
 
+impl Saved {
+    /// The same with queries, keys and values at another place: a caller's allocator may have moved them.
+    /// Their elements must be those of the forward pass.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for tensors of another shape.
+    pub fn with_inputs(self, inputs: Inputs<'_>) -> Result<Saved> {
+        let pairs = [("q", &self.q, inputs.q), ("k", &self.k, inputs.k), ("v", &self.v, inputs.v)];
+        for (arg, old, new) in pairs {
+            if old.shape() != new.shape() {
+                return Err(Error::shape(arg, format!("{:?}", old.shape()), new.shape()).into());
+            }
+        }
+        let (q, k, v) = (inputs.q.clone(), inputs.k.clone(), inputs.v.clone());
+        Ok(Saved { q, k, v, ..self })
+    }
+}
+
 /// Derivatives of a loss by what [`Flowformer::forward`] returned.
 #[derive(Debug, Clone, Copy)]
 pub struct Cotangents<'a> {

@@ -64,6 +64,20 @@ impl Saved {
         let (q, k) = (inputs.q.clone(), inputs.k.clone());
         Saved { q, k, dim_v: tokens.shape.dim_v, dtype: tokens.dtype, routes, clusters }
     }
+
+    /// The same with queries and keys at another place: a caller's allocator may have moved them. Their
+    /// elements must be those of the forward pass.
+    ///
+    /// # Errors
+    /// [`attn_core::Error::Shape`] for tensors of another shape.
+    pub fn with_inputs(self, inputs: Inputs<'_>) -> Result<Saved> {
+        for (arg, old, new) in [("q", &self.q, inputs.q), ("k", &self.k, inputs.k)] {
+            if old.shape() != new.shape() {
+                return Err(Error::shape(arg, format!("{:?}", old.shape()), new.shape()).into());
+            }
+        }
+        Ok(Saved { q: inputs.q.clone(), k: inputs.k.clone(), ..self })
+    }
 }
 
 impl Routing {
