@@ -106,7 +106,7 @@ pub fn cases(capture: &Capture, choice: &Choice<'_>) -> Result<Vec<Case>> {
         }
     }
     if let Some((_, inputs)) = layers().next() {
-        let one = one_head(&inputs).shape;
+        let one = one_head(inputs).shape;
         for keys in FULL_SERIES {
             let name = format!("head-n{keys}");
             if wanted(&name, choice.full) {
