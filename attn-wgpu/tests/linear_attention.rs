@@ -290,6 +290,15 @@ fn neighbours_and_layouts_change_no_bit() {
     for ((name, got), all) in NAMES.into_iter().zip(results(&output, &grads)).zip(&all) {
         assert_eq!(bits(&got), bits(&alone(all).contiguous().unwrap()), "{name}");
     }
+    // The same in callers' tensors.
+    let zeros = |shape: &[usize]| Tensor::zeros(&gpu, shape, DType::F32).unwrap();
+    let (out, state) = (zeros(output.out.shape()), zeros(output.kv.shape()));
+    let saved = attention.forward_saved_into(inputs, &out, &state).unwrap();
+    assert_eq!((bits(&out), bits(&state)), (bits(&output.out), bits(&output.kv)));
+    let again = attention.backward(&saved, Cotangents::new(&d_out).with_state(&d_kv)).unwrap();
+    for (got, want) in results(&output, &again).iter().zip(results(&output, &grads)) {
+        assert_eq!(bits(got), bits(&want));
+    }
     // Into a strided tensor, and the state in place.
     let wide = Tensor::zeros(&gpu, &[1, 70, 3, 24], DType::F32).unwrap();
     let out = wide.permute(&[0, 2, 1, 3]).unwrap().narrow(1, 1, 1).unwrap();
@@ -408,6 +417,7 @@ fn wrong_arguments_are_named() {
     let inputs = Inputs::new(&q, &q, &q);
     assert!(attention.decode_into(inputs.with_state(&kv), &kv, &x([1, 2, 3, 4])).is_err());
     assert!(attention.forward_into(inputs, &x([1, 2, 3, 5]), &kv).is_err());
+    assert!(attention.forward_saved_into(inputs, &q, &x([1, 2, 4, 5])).is_err());
     let (_, saved) = attention.forward_saved(inputs).unwrap();
     assert!(attention.backward(&saved, Cotangents::new(&half)).is_err());
     assert!(attention.backward(&saved, Cotangents::new(&q).with_state(&q)).is_err());

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use attn_aaren::{self as aaren, Config, Cotangents, Inputs, Saved};
 use attn_core::{AttentionShape, Error as CoreError};
-use attn_wgpu::ops::copy;
 use attn_wgpu::{Gpu, Result, Tensor};
 use burn::tensor::Int;
 
@@ -120,14 +119,14 @@ impl Operation for Prefixes {
 
     fn forward(&self, gpu: &Gpu, inputs: &[Tensor], outputs: &[Tensor]) -> Result<Saved> {
         let valid = marks(inputs)?;
-        let (output, saved) = self.0.on(gpu)?.forward_saved(tensors(inputs, valid.as_ref()))?;
-        copy(&output.out, &outputs[0])?;
-        Ok(saved)
+        let given = tensors(inputs, valid.as_ref());
+        Ok(self.0.on(gpu)?.forward_saved_into(given, &outputs[0])?.1)
     }
 
     fn backward(&self, gpu: &Gpu, pass: Backward<'_, Saved>) -> Result<()> {
         let valid = marks(pass.inputs)?;
         let saved = pass.saved.clone().with_inputs(tensors(pass.inputs, valid.as_ref()))?;
+        let saved = saved.with_out(&pass.outputs[0])?;
         let grads = self.0.on(gpu)?.backward(&saved, Cotangents::new(&pass.cotangents[0]))?;
         hand_over(pass.gradients, &[&grads.dq, &grads.dk, &grads.dv])
     }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use attn_core::Error as CoreError;
 use attn_lightning::Config;
 use attn_wgpu::linear_attention::{Cotangents, Inputs, LinearAttention, MAX_BLOCK, Saved};
-use attn_wgpu::ops::copy;
 use attn_wgpu::{DType, Gpu, Result, Tensor};
 
 use super::{OnGpu, attention_outputs, hand_over};
@@ -138,10 +137,7 @@ impl Operation for Decayed {
     }
 
     fn forward(&self, gpu: &Gpu, inputs: &[Tensor], outputs: &[Tensor]) -> Result<Saved> {
-        let (output, saved) = self.layer.on(gpu)?.forward_saved(tensors(inputs))?;
-        copy(&output.out, &outputs[0])?;
-        copy(&output.kv, &outputs[1])?;
-        Ok(saved)
+        self.layer.on(gpu)?.forward_saved_into(tensors(inputs), &outputs[0], &outputs[1])
     }
 
     fn backward(&self, gpu: &Gpu, pass: Backward<'_, Saved>) -> Result<()> {

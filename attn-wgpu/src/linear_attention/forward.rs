@@ -45,10 +45,7 @@ impl LinearAttention {
     /// # Errors
     /// As [`LinearAttention::forward`], and [`attn_core::Error`] for targets of another shape or type.
     pub fn forward_into(&self, inputs: Inputs<'_>, out: &Tensor, kv: &Tensor) -> Result<()> {
-        let call = Call::new(&self.gpu, self.slopes.len(), inputs)?;
-        check_device("out", out, &self.gpu)?;
-        check_form("out", out, &call.shape.out(), call.dtype())?;
-        check_state("kv", &self.gpu, kv, &call.shape)?;
+        let call = self.call_into(inputs, out, kv)?;
         self.run(&call, inputs.kv, Target::of(out)?, Target::of_state(kv)?, None)?;
         Ok(())
     }
@@ -60,14 +57,43 @@ impl LinearAttention {
     /// As [`LinearAttention::forward`].
     pub fn forward_saved(&self, inputs: Inputs<'_>) -> Result<(Output, Saved)> {
         let call = Call::new(&self.gpu, self.slopes.len(), inputs)?;
-        let states = match is_empty(&call.shape) {
-            true => None,
-            false => Some(call.states(call.shape.queries.div_ceil(self.block))?),
-        };
+        let states = self.kept(&call)?;
         let out = Target::new(&self.gpu, call.shape.out(), call.dtype())?;
         let kv = Target::state(&self.gpu, kv_shape(&call.shape))?;
         let output = self.run(&call, inputs.kv, out, kv, states.as_ref())?;
         Ok((output, Saved { call, states }))
+    }
+
+    /// [`LinearAttention::forward_saved`] into callers' tensors, as [`LinearAttention::forward_into`].
+    ///
+    /// # Errors
+    /// As [`LinearAttention::forward_into`].
+    pub fn forward_saved_into(
+        &self,
+        inputs: Inputs<'_>,
+        out: &Tensor,
+        kv: &Tensor,
+    ) -> Result<Saved> {
+        let call = self.call_into(inputs, out, kv)?;
+        let states = self.kept(&call)?;
+        self.run(&call, inputs.kv, Target::of(out)?, Target::of_state(kv)?, states.as_ref())?;
+        Ok(Saved { call, states })
+    }
+
+    fn call_into(&self, inputs: Inputs<'_>, out: &Tensor, kv: &Tensor) -> Result<Call> {
+        let call = Call::new(&self.gpu, self.slopes.len(), inputs)?;
+        check_device("out", out, &self.gpu)?;
+        check_form("out", out, &call.shape.out(), call.dtype())?;
+        check_state("kv", &self.gpu, kv, &call.shape)?;
+        Ok(call)
+    }
+
+    /// Room for the states of all blocks, which gradients need.
+    fn kept(&self, call: &Call) -> Result<Option<Tensor>> {
+        match is_empty(&call.shape) {
+            true => Ok(None),
+            false => call.states(call.shape.queries.div_ceil(self.block)).map(Some),
+        }
     }
 
     fn run(

@@ -3,7 +3,7 @@
 use attn_core::Error;
 use attn_wgpu::scan::{
     self, Columns, Recurrence, RowDot, Scanned, column_sums, recurrence, row_dot, row_dot_into,
-    softmax_scan,
+    softmax_scan, softmax_scan_into,
 };
 use attn_wgpu::{DType, Result, Tensor, ops};
 
@@ -27,6 +27,16 @@ pub struct Saved {
 }
 
 impl Saved {
+    fn new(inputs: Inputs<'_>, scores: Tensor, out: Tensor, lse: Tensor, last: State) -> Self {
+        let (q, k, v) = (inputs.q.clone(), inputs.k.clone(), inputs.v.clone());
+        let (valid, state) = (inputs.valid.cloned(), inputs.state.cloned());
+        Saved { q, k, v, valid, state, scores, out, lse, last }
+    }
+
+    fn output(&self, out: Tensor) -> Output {
+        Output { out, lse: self.lse.clone(), state: self.last.clone() }
+    }
+
     /// The same with inputs at another place: a caller's allocator may have moved them.
     /// Their elements must be those of the forward pass.
     ///
@@ -47,6 +57,20 @@ impl Saved {
             state: inputs.state.cloned(),
             ..self
         })
+    }
+
+    /// The same with the outputs at another place, with the elements of the forward pass. Half types make no
+    /// difference: gradients need outputs in f32, which are then kept apart.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a tensor of another shape.
+    pub fn with_out(self, out: &Tensor) -> Result<Saved> {
+        if out.shape() != self.out.shape() {
+            let expected = format!("{:?}", self.out.shape());
+            return Err(Error::shape("out", expected, out.shape()).into());
+        }
+        let out = if out.dtype() == DType::F32 { out.clone() } else { self.out };
+        Ok(Saved { out, ..self })
     }
 
     fn inputs(&self) -> Inputs<'_> {
@@ -111,20 +135,29 @@ impl Aaren {
         let call = self.call(inputs)?;
         let scores = call.scores()?;
         let scan = softmax_scan(&scores, inputs.v, call.first(), DType::F32)?;
-        let state = State::new(scan.last);
-        let saved = Saved {
-            q: inputs.q.clone(),
-            k: inputs.k.clone(),
-            v: inputs.v.clone(),
-            valid: inputs.valid.cloned(),
-            state: inputs.state.cloned(),
-            scores,
-            out: scan.out.clone(),
-            lse: scan.lse.clone(),
-            last: state.clone(),
-        };
         let out = ops::convert(&scan.out, inputs.v.dtype())?;
-        Ok((Output { out, lse: scan.lse, state }, saved))
+        let saved = Saved::new(inputs, scores, scan.out, scan.lse, State::new(scan.last));
+        Ok((saved.output(out), saved))
+    }
+
+    /// [`Aaren::forward_saved`] with the outputs `[batch, heads, tokens, dim_v]` in a caller's tensor, in its own
+    /// type. Outputs in f32 are not kept a second time, see [`Saved::with_out`].
+    ///
+    /// # Errors
+    /// As [`Aaren::forward`], and [`attn_core::Error`] for a target of another shape or type.
+    pub fn forward_saved_into(&self, inputs: Inputs<'_>, out: &Tensor) -> Result<(Output, Saved)> {
+        let call = self.call(inputs)?;
+        let scores = call.scores()?;
+        let saved = if out.dtype() == DType::F32 {
+            let lse = Tensor::uninit(&self.gpu, &call.shape.lse(), DType::F32)?;
+            let last = softmax_scan_into(&scores, inputs.v, call.first(), out, &lse)?;
+            Saved::new(inputs, scores, out.clone(), lse, State::new(last))
+        } else {
+            let scan = softmax_scan(&scores, inputs.v, call.first(), DType::F32)?;
+            ops::convert_into(&scan.out, out)?;
+            Saved::new(inputs, scores, scan.out, scan.lse, State::new(scan.last))
+        };
+        Ok((saved.output(out.clone()), saved))
     }
 
     /// The vector-Jacobian product of [`Aaren::forward`]; see [`crate::reference::backward`].

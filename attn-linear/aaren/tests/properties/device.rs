@@ -159,6 +159,17 @@ impl Case {
             close(&format!("d_out0 {what}"), d_out, &want.d_state_out, GRAD);
             close(&format!("d_lse0 {what}"), d_lse, &want.d_state_lse, GRAD);
         }
+
+        // The same into a caller's tensor, and with the outputs at another place.
+        let out = Tensor::zeros(gpu, output.out.shape(), self.dtype).unwrap();
+        let (_, saved) = aaren.forward_saved_into(inputs, &out).unwrap();
+        assert_eq!(download(&out), download(&output.out), "{what}");
+        let saved = saved.with_out(&output.out).unwrap();
+        let again = aaren.backward(&saved, cotangents).unwrap();
+        for (got, want) in [(&again.dq, &grads.dq), (&again.dk, &grads.dk), (&again.dv, &grads.dv)]
+        {
+            assert_eq!(download(got), download(want), "{what}");
+        }
     }
 }
 
