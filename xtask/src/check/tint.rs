@@ -26,6 +26,9 @@ const WRONG: &str =
 /// Texts a process: the package crashes after some thousands.
 const BATCH: usize = 500;
 
+/// Times that a batch is tried: now and then the package crashes at no text in particular.
+const TRIES: usize = 3;
+
 /// Reads the texts and prints what Tint says.
 const SCRIPT: &str = "xtask/check-tint/check.mjs";
 
@@ -86,7 +89,13 @@ fn check_batch(
     }
     file.flush()?;
     drop(file);
-    let said = script.clone().arg(input.to_string_lossy()).read(&workspace.root);
+    let script = script.clone().arg(input.to_string_lossy());
+    let mut said = script.read(&workspace.root);
+    for _ in 1..TRIES {
+        let Err(error) = &said else { break };
+        println!("Tint, once more: {error:#}");
+        said = script.read(&workspace.root);
+    }
     fs::remove_file(&input)?;
     collect(&said?, texts)
 }
