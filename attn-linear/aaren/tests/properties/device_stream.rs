@@ -120,23 +120,28 @@ fn blocks_of_a_hundred_thousand_tokens() {
     }
 }
 
-/// Token by token rounding adds up: 2e-4 over 100,000 tokens by the specification. A stream of 20,000 here.
+/// Token by token rounding adds up: 2e-4 over 100,000 tokens by the specification.
 #[test]
 fn token_by_token() {
     let Some(gpu) = gpu() else { return };
-    let tokens = 20_000;
+    let (tokens, every) = (100_000, 1000);
     let stream = Stream::new(tokens, 6);
     let [q, k, v] = stream.upload(&gpu);
     let aaren = Aaren::new(&gpu, Stream::config()).unwrap();
     let mut state = State::empty(&gpu, 1, HEADS, DIM).unwrap();
+    let want = stream.outputs(every);
+    let mut worst = 0.0_f64;
     for t in 0..tokens {
         let part = |x: &Tensor| x.narrow(2, t, 1).unwrap();
         let (k, v) = (part(&k), part(&v));
         aaren.fold(&mut state, Inputs::new(&q, &k, &v)).unwrap();
+        if (t + 1) % every == 0 {
+            let got = download(&state.out().unwrap());
+            worst = worst.max(relative_l2(&got, &want[t / every]));
+        }
     }
-    let error = relative_l2(&download(&state.out().unwrap()), &stream.outputs(tokens)[0]);
-    println!("token by token: {error:.1e}");
-    assert!(error <= 4e-5, "{error:e}");
+    println!("token by token: {worst:.1e} at worst");
+    assert!(worst <= 2e-4, "{worst:e}");
 }
 
 #[test]

@@ -184,24 +184,85 @@ fn what_does_not_count_is_not_read() {
     }
 }
 
-/// Flows are conserved: what enters sinks sums to the number of sources, and the other way round.
+/// Flows of 8,192 tokens are conserved, what enters sinks sums to the number of sources and the other way round, and
+/// the output is that of f64.
 #[test]
-fn flows_are_conserved() {
+fn many_tokens_are_exact() {
     let Some(gpu) = gpu() else { return };
-    let (queries, keys) = (2048, 3001);
-    let data = Data::new(shape([1, 1, 1, queries, keys, 64, 64]), 5);
+    let tokens = 8192;
+    let data = Data::new(shape([1, 1, 1, tokens, tokens, 64, 64]), 5);
     let flowformer = Flowformer::new(&gpu, Config::new()).unwrap();
     let (q, k, v) = (upload(&gpu, &data.q), upload(&gpu, &data.k), upload(&gpu, &data.v));
-    let flows = flowformer.forward(Inputs::new(&q, &k, &v)).unwrap().flows.unwrap();
-    for (name, flow, want) in [
-        ("sinks", &flows.conserved_sink, keys),
-        ("sources", &flows.conserved_source, queries),
-        ("competition", &flows.competition, keys),
+    let output = flowformer.forward(Inputs::new(&q, &k, &v)).unwrap();
+    let flows = output.flows.unwrap();
+    for (name, flow) in [
+        ("sinks", &flows.conserved_sink),
+        ("sources", &flows.conserved_source),
+        ("competition", &flows.competition),
     ] {
-        let error = (download(flow).sum() / want as f64 - 1.0).abs();
+        let error = (download(flow).sum() / tokens as f64 - 1.0).abs();
         println!("{name}: {error:.1e}");
         assert!(error < 1e-4, "{name}: {error:e}");
     }
+    let error = l2(&download(&output.out), &data.run(&Config::new()).out.into_dyn());
+    println!("output: {error:.1e}");
+    assert!(error <= 1e-5, "{error:e}");
+}
+
+/// Relative to the whole.
+fn l2(got: &ArrayD<f64>, want: &ArrayD<f64>) -> f64 {
+    ((got - want).mapv(|x| x * x).sum() / want.mapv(|x| x * x).sum()).sqrt()
+}
+
+/// 8,192 tokens one by one are those tokens at once.
+#[test]
+fn token_by_token() {
+    let Some(gpu) = gpu() else { return };
+    let (tokens, dim) = (8192, 64);
+    let tensor = |stream| {
+        let data = fill(10, stream, Values::Normal, tokens * dim);
+        Tensor::from_slice(&gpu, &data, &[1, 1, tokens, dim]).unwrap()
+    };
+    let (q, k, v) = (tensor(0), tensor(1), tensor(2));
+    let flowformer = Flowformer::new(&gpu, Config::causal()).unwrap();
+    let whole = flowformer.forward(Inputs::new(&q, &k, &v)).unwrap().out;
+    let all = Tensor::zeros(&gpu, whole.shape(), DType::F32).unwrap();
+    let mut state = State::empty(&gpu, [1, 1, dim, dim]).unwrap();
+    for t in 0..tokens {
+        let part = |x: &Tensor| x.narrow(2, t, 1).unwrap();
+        let (q, k, v) = (part(&q), part(&k), part(&v));
+        let output = flowformer.decode(&mut state, Inputs::new(&q, &k, &v)).unwrap();
+        ops::copy(&output.out, &part(&all)).unwrap();
+    }
+    let error = l2(&download(&all), &download(&whole));
+    println!("token by token: {error:.1e}");
+    assert!(error <= 1e-5, "{error:e}");
+}
+
+/// A source that all queries look for wins the competition: by more than a fifth without a clamp, and by nothing with
+/// one that the others reach, too.
+#[test]
+fn competition_is_selective() {
+    let Some(gpu) = gpu() else { return };
+    let (tokens, dim, marked) = (64, 16, 20);
+    let mut data = Data::new(shape([1, 1, 1, tokens, tokens, dim, dim]), 11);
+    data.q.slice_mut(s![.., .., .., ..dim / 2]).fill(1.0);
+    data.k.slice_mut(s![.., .., marked, ..dim / 2]).fill(4.0);
+    let (q, k, v) = (upload(&gpu, &data.q), upload(&gpu, &data.k), upload(&gpu, &data.v));
+    let of = |clamp| {
+        let flowformer = Flowformer::new(&gpu, config(false, clamp)).unwrap();
+        let output = flowformer.forward(Inputs::new(&q, &k, &v)).unwrap();
+        let competition = download(&output.flows.unwrap().competition);
+        let mut others: Vec<f64> = competition.iter().copied().collect();
+        let own = others.remove(marked);
+        (own, others.into_iter().fold(f64::NEG_INFINITY, f64::max))
+    };
+    let (own, others) = of(None);
+    println!("{own:.2} and at most {others:.2}");
+    assert!(own > 1.2 && own > others, "{own} and {others}");
+    let (own, others) = of(Some(1.0));
+    println!("clamped: {own:.2} and at most {others:.2}");
+    assert_eq!(own, others);
 }
 
 #[test]

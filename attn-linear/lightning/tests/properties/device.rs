@@ -7,6 +7,7 @@ use attn_lightning::layer::Layer;
 use attn_lightning::reference::{self, layer, lrpe, lrpe_backward};
 
 use attn_lightning::{Config, Cotangents, Gpu, Inputs, Lightning, Lrpe, Slopes, State, Tensor};
+use attn_wgpu::{DType, ops};
 use ndarray::{Array, Array2, Array3, Array4, Dimension, Ix2, Ix4, s};
 use proptest::prelude::*;
 
@@ -146,6 +147,29 @@ fn long_sequences_stream_in_pieces() {
     }
     assert_eq!((at, state.position()), (tokens, tokens));
     assert!(l2(&down::<Ix4>(state.kv()), &down(&whole.kv)) <= 1e-6);
+}
+
+/// 16,384 tokens one by one behind a prompt of 1,000 are those of one call.
+#[test]
+fn token_by_token() {
+    let Some(gpu) = gpu() else { return };
+    let (prompt, tokens) = (1000, 17_384);
+    let lightning = Lightning::new(&gpu, given(&[0.5, 2_f64.powi(-8)])).unwrap();
+    let [q, k, v] = [0, 1, 2].map(|i| up(&gpu, &tensor(10, i, (1, 2, tokens, 64))));
+    let whole = lightning.forward(Inputs::new(&q, &k, &v)).unwrap().out;
+    let part = |at: usize, count: usize| [&q, &k, &v].map(|x| x.narrow(2, at, count).unwrap());
+    let [a, b, c] = part(0, prompt);
+    let (_, mut state) = lightning.prefill(Inputs::new(&a, &b, &c)).unwrap();
+    let all = Tensor::zeros(&gpu, whole.shape(), DType::F32).unwrap();
+    for t in prompt..tokens {
+        let [a, b, c] = part(t, 1);
+        let out = lightning.decode(&mut state, Inputs::new(&a, &b, &c)).unwrap();
+        ops::copy(&out, &all.narrow(2, t, 1).unwrap()).unwrap();
+    }
+    let rest = |x: &Tensor| down::<Ix4>(&x.narrow(2, prompt, tokens - prompt).unwrap());
+    let error = l2(&rest(&all), &rest(&whole));
+    println!("token by token: {error:.1e}");
+    assert!(error <= 1e-5, "{error:e}");
 }
 
 /// 16,384 tokens of 64 elements against the recurrence, with the slopes of the specification's acceptance:
