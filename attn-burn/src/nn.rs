@@ -46,6 +46,16 @@ fn head_dim(d_model: usize, heads: usize) -> Result<usize> {
     }
 }
 
+/// Heads of keys and values, as many as queries have where it is not said.
+fn key_heads(heads: usize, heads_kv: Option<usize>) -> Result<usize> {
+    let heads_kv = heads_kv.unwrap_or(heads);
+    if heads.checked_rem(heads_kv) == Some(0) {
+        return Ok(heads_kv);
+    }
+    let expected = format!("a divisor of {heads}");
+    Err(Error::config("heads_kv", expected, heads_kv).into())
+}
+
 fn linear(from: usize, to: usize, bias: bool, device: &Device) -> Linear {
     LinearConfig::new(from, to).with_bias(bias).init(device)
 }

@@ -1,14 +1,14 @@
 //! Dense attention with its projections.
 
+use attn_core::Mask;
 use attn_core::dense::Config as Dense;
-use attn_core::{Error, Mask};
 use attn_wgpu::Result;
 use burn::config::Config;
 use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::{Device, Tensor};
 
-use super::{check, head_dim, join, linear, split};
+use super::{check, head_dim, join, key_heads, linear, split};
 use crate::ops;
 
 /// Extents of an [`Attention`].
@@ -63,11 +63,7 @@ impl AttentionConfig {
     pub fn init_with(&self, attention: Dense, device: &Device) -> Result<Attention> {
         let AttentionConfig { d_model, heads, bias, .. } = *self;
         let dim = head_dim(d_model, heads)?;
-        let heads_kv = self.heads_kv.unwrap_or(heads);
-        if heads.checked_rem(heads_kv) != Some(0) {
-            let expected = format!("a divisor of {heads}");
-            return Err(Error::config("heads_kv", expected, heads_kv).into());
-        }
+        let heads_kv = key_heads(heads, self.heads_kv)?;
         Ok(Attention {
             query: linear(d_model, d_model, bias, device),
             key: linear(d_model, heads_kv * dim, bias, device),

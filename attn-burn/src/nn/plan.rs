@@ -1,14 +1,14 @@
 //! Attention over a plan with its projections.
 
+use attn_core::Mask;
 use attn_core::dense::Config as Dense;
-use attn_core::{Error, Mask};
 use attn_wgpu::Result;
 use burn::config::Config;
 use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::{Device, Tensor};
 
-use super::{check, head_dim, join, linear, split};
+use super::{check, head_dim, join, key_heads, linear, split};
 use crate::ops;
 
 /// Extents of a [`PlanAttention`].
@@ -54,11 +54,7 @@ impl PlanAttentionConfig {
     pub fn init(&self, device: &Device) -> Result<PlanAttention> {
         let PlanAttentionConfig { d_model, heads, bias, causal, .. } = *self;
         let dim = head_dim(d_model, heads)?;
-        let heads_kv = self.heads_kv.unwrap_or(heads);
-        if heads.checked_rem(heads_kv) != Some(0) {
-            let expected = format!("a divisor of {heads}");
-            return Err(Error::config("heads_kv", expected, heads_kv).into());
-        }
+        let heads_kv = key_heads(heads, self.heads_kv)?;
         let mask = if causal { Mask::Causal } else { Mask::Full };
         Ok(PlanAttention {
             query: linear(d_model, d_model, bias, device),
