@@ -6,7 +6,7 @@ pub use crate::elementwise::{
     add, add_into, convert, convert_into, gated, gated_into, scale, scale_into, soft_cap,
     soft_cap_into,
 };
-pub use crate::target::write_rows;
+pub use crate::target::{check_target, write_rows};
 
 use crate::capabilities::{Capabilities, DeviceKind};
 use crate::error::Result;

@@ -3,6 +3,7 @@
 use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::ops;
+use crate::rows;
 use crate::tensor::{DType, Tensor};
 use crate::vec4::is_vec4;
 
@@ -92,6 +93,17 @@ impl Target {
     }
 }
 
+/// Checks a caller's tensor that [`write_rows`] is to fill: floats of any type, on `gpu`, of this shape.
+///
+/// # Errors
+/// [`attn_core::Error`] naming `arg`.
+pub fn check_target(arg: &'static str, out: &Tensor, gpu: &Gpu, shape: &[usize]) -> Result<()> {
+    rows::check_float(arg, out.dtype())?;
+    rows::check_device(arg, out, gpu)?;
+    rows::check_form(arg, out, shape, out.dtype())?;
+    refuse_repeats(arg, out)
+}
+
 /// Fills a tensor of floats by kernels that write contiguous rows of f32, filled up to whole groups of four
 /// elements, from the beginning of a binding on. `write` gets the tensor itself where it is like that and
 /// no binding of it meets one of `beside`, which the same kernels bind; else a new one, whose elements are
@@ -105,8 +117,7 @@ pub fn write_rows(
     beside: &[&Tensor],
     write: impl FnOnce(&Tensor) -> Result<()>,
 ) -> Result<Tensor> {
-    crate::rows::check("out", out, out.gpu())?;
-    refuse_repeats("out", out)?;
+    check_target("out", out, out.gpu(), out.shape())?;
     if out.is_empty() {
         return Tensor::uninit(out.gpu(), out.shape(), DType::F32);
     }
