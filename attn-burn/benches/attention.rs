@@ -25,7 +25,7 @@ fn main() -> Result<(), Failure> {
     let device = attn_burn::device()?;
     let gpu = attn_burn::gpu(&device)?;
     println!("{}", gpu.adapter());
-    println!("copy of one gradient of {SHAPE:?}: {:.2} ms", 1e3 * copy(&gpu)?);
+    println!("copy of a tensor of {SHAPE:?}: {:.2} ms", 1e3 * copy(&gpu)?);
     let mut rows = Vec::new();
     for backward in [false, true] {
         for causal in [false, true] {
@@ -39,7 +39,7 @@ fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Seconds of the copy on the device that each gradient of attention costs.
+/// Seconds of the copy on the device that a tensor of this size costs where one remains.
 fn copy(gpu: &Gpu) -> Result<f64, Failure> {
     const TIMES: u32 = 20;
     let [from, to] = [0; 2].map(|_| attn_wgpu::Tensor::zeros(gpu, &SHAPE, DType::F32));

@@ -90,6 +90,13 @@ pub struct Backward<'a, S: ?Sized> {
     pub gradients: &'a [Option<Tensor>],
 }
 
+impl<S: ?Sized> Backward<'_, S> {
+    /// Where the gradient of float input `index` goes; none where nobody wants it, or there is no such input.
+    pub fn gradient(&self, index: usize) -> Option<&Tensor> {
+        self.gradients.get(index)?.as_ref()
+    }
+}
+
 pub(crate) type Kept = Box<dyn Any + Send + Sync>;
 
 /// An [`Operation`] whose type is forgotten.

@@ -67,16 +67,6 @@ fn attention_outputs(q: &Spec, k: &Spec, v: &Spec) -> Result<(AttentionShape, [S
     Ok((shape, [Spec::new(shape.out(), q.dtype), Spec::new(shape.lse(), DType::F32)]))
 }
 
-/// Copies gradients to where they are wanted.
-fn hand_over(gradients: &[Option<Tensor>], own: &[&Tensor]) -> Result<()> {
-    for (target, own) in gradients.iter().zip(own) {
-        if let Some(target) = target {
-            attn_wgpu::ops::copy(own, target)?;
-        }
-    }
-    Ok(())
-}
-
 /// Integers as the words that kernels read.
 fn words(x: &Tensor) -> Result<Tensor> {
     let (buffer, offset) = x.buffer();

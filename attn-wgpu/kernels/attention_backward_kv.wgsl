@@ -7,9 +7,12 @@
 
 struct Params {
 #import "attention_fields"
-  // The scale without log2(e), and where the gradients begin, in vec4s.
+  // The scale without log2(e).
   grad_scale: f32,
-  grad_start: u32,
+  // Words from lse to delta of a row, in `table`.
+  stats_stride: u32,
+  // Where the gradients begin, in vec4s.
+  dk_start: u32, dv_start: u32,
 }
 
 #import "attention_storage"
@@ -18,9 +21,9 @@ struct Params {
 @group(0) @binding(1) var<storage, read> k: array<Chunk>; // [B, Hkv, N, dim_qk]
 @group(0) @binding(2) var<storage, read> v: array<Chunk>; // [B, Hkv, N, dim_v]
 @group(0) @binding(3) var<storage, read> d_out: array<Chunk>; // [B, H, M, dim_v]
-@group(0) @binding(4) var<storage, read> stats: array<f32>; // lse, delta: [2, B, H, M]
-@group(0) @binding(5) var<storage, read_write> grads: array<Chunk>; // [B, Hkv, N * dim_qk of dk then N * dim_v of dv]
-@group(0) @binding(6) var<storage, read> table: array<u32>; // see mask_table.rs
+@group(0) @binding(4) var<storage, read_write> dk: array<Chunk>; // [B, Hkv, N, dim_qk]
+@group(0) @binding(5) var<storage, read_write> dv: array<Chunk>; // [B, Hkv, N, dim_v]
+@group(0) @binding(6) var<storage, read> table: array<u32>; // see mask_table.rs; then lse, delta: [2, B, H, M] of f32
 
 const TILE = GROUPS * ROWS;
 
@@ -35,14 +38,14 @@ var<private> dv_rows: array<vec4<f32>, ROWS * CHUNKS_V>;
 // Absorbs one query. With `tested`, keys that it does not see read neither it nor its cotangent.
 fn absorb(
   query: u32, tested: bool, first_key: u32, q_start: u32, d_out_start: u32, stats_start: u32,
-  stats_stride: u32, batch: u32, head: u32,
+  batch: u32, head: u32,
 ) {
   let q_at = q_start + query * params.q_token;
   let d_out_at = d_out_start + query * params.out_token;
-  let stored_lse = stats[stats_start + query];
+  let stored_lse = bitcast<f32>(table[stats_start + query]);
   // The largest number where the row is empty, so that every weight is 0.
   let lse = select(3e38, stored_lse * LOG2_E, stored_lse > -1e29);
-  let delta = stats[stats_start + stats_stride + query];
+  let delta = bitcast<f32>(table[stats_start + params.stats_stride + query]);
   let row = row_of(query);
 
   #unroll
@@ -100,7 +103,6 @@ fn attention_backward_kv(
   let head_kv = plane % heads_kv;
   let batch = plane / heads_kv;
   let first_key = tile * TILE + lane / LANES * ROWS;
-  let stats_stride = arrayLength(&stats) / 2u;
 
   // Keys beyond the last repeat it and are not stored. Lanes beyond a dimension multiply by zero.
   #unroll
@@ -134,17 +136,17 @@ fn attention_backward_kv(
 #ifdef MODIFIER
 #else
       for (; query < select(visited.start, visited.end, visited.full); query++) {
-        absorb(query, false, first_key, q_start, d_out_start, stats_start, stats_stride, call_batch, call_head);
+        absorb(query, false, first_key, q_start, d_out_start, stats_start, call_batch, call_head);
       }
 #endif
       for (; query < visited.end; query++) {
-        absorb(query, true, first_key, q_start, d_out_start, stats_start, stats_stride, call_batch, call_head);
+        absorb(query, true, first_key, q_start, d_out_start, stats_start, call_batch, call_head);
       }
     }
   }
 
-  let dk_start = params.grad_start + plane * params.keys * (dim_qk() + dim_v());
-  let dv_start = dk_start + params.keys * dim_qk();
+  let dk_start = params.dk_start + plane * params.keys * dim_qk();
+  let dv_start = params.dv_start + plane * params.keys * dim_v();
   #unroll
   for (var r = 0u; r < ROWS; r++) {
     let key = first_key + r;
@@ -152,14 +154,13 @@ fn attention_backward_kv(
       #unroll
       for (var c = 0u; c < CHUNKS_QK; c++) {
         if inside_k[c] {
-          grads[dk_start + key * dim_qk() + chunk_k[c]] =
-            pack(dk_rows[r * CHUNKS_QK + c] * params.grad_scale);
+          dk[dk_start + key * dim_qk() + chunk_k[c]] = pack(dk_rows[r * CHUNKS_QK + c] * params.grad_scale);
         }
       }
       #unroll
       for (var c = 0u; c < CHUNKS_V; c++) {
         if inside_v[c] {
-          grads[dv_start + key * dim_v() + chunk_v[c]] = pack(dv_rows[r * CHUNKS_V + c]);
+          dv[dv_start + key * dim_v() + chunk_v[c]] = pack(dv_rows[r * CHUNKS_V + c]);
         }
       }
     }

@@ -3,8 +3,11 @@
 use crate::activation::Activation;
 use crate::error::Result;
 use crate::kernel::{Call, Constants, KernelSource};
+use crate::ops;
 use crate::rows::{self, Extents, Place, row_kernel};
+use crate::target::refuse_repeats;
 use crate::tensor::{DType, Tensor};
+use crate::vec4::{four, is_vec4};
 
 pub(crate) const MAP: KernelSource = row_kernel!("map");
 
@@ -100,6 +103,15 @@ pub fn convert(x: &Tensor, dtype: DType) -> Result<Tensor> {
 /// As [`convert`], and [`attn_core::Error`] for a target of another shape.
 pub fn convert_into(x: &Tensor, out: &Tensor) -> Result<()> {
     rows::check("x", x, x.gpu())?;
+    rows::check("out", out, x.gpu())?;
+    let addressed = is_vec4(&four(x)) && is_vec4(&four(out));
+    // Rows that kernels cannot address would be copied anyway, once or twice.
+    let copied = out.dtype().bytes() == 4 || out.is_contiguous();
+    if x.dtype() == out.dtype() && copied && !addressed {
+        refuse_repeats("out", out)?;
+        rows::check_form("out", out, x.shape(), x.dtype())?;
+        return ops::copy(x, out);
+    }
     into(Function::Convert, &[x], out)
 }
 

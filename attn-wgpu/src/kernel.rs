@@ -93,6 +93,15 @@ pub struct Binding {
     pub(crate) bytes: u64,
 }
 
+impl Binding {
+    /// Whether both are ranges of one buffer that are not disjoint.
+    pub(crate) fn meets(&self, other: &Binding) -> bool {
+        self.storage.buffer == other.storage.buffer
+            && self.offset < other.offset + other.bytes
+            && other.offset < self.offset + self.bytes
+    }
+}
+
 /// One dispatch of a kernel.
 pub struct Call<'a> {
     /// One for each `@binding` of group 0, in order.
@@ -408,9 +417,7 @@ fn shared_with_written(writable: &[bool], bindings: &[Binding]) -> Result<u32, S
             if !same {
                 continue;
             }
-            let disjoint = read.offset + read.bytes <= written.offset
-                || written.offset + written.bytes <= read.offset;
-            if !disjoint {
+            if read.meets(written) {
                 return Err(format!("bindings {a} and {b} overlap, and {b} is written"));
             }
             if !writable[a] {

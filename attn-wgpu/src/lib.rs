@@ -53,6 +53,7 @@ pub mod select;
 pub mod settings;
 pub mod softmax;
 mod stream;
+mod target;
 mod tensor;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -6,6 +6,7 @@ pub use crate::elementwise::{
     add, add_into, convert, convert_into, gated, gated_into, scale, scale_into, soft_cap,
     soft_cap_into,
 };
+pub use crate::target::{check_target, write_rows};
 
 use crate::capabilities::{Capabilities, DeviceKind};
 use crate::error::Result;
@@ -85,7 +86,7 @@ pub(crate) fn fill(tensor: &Tensor, value: &[u8]) -> Result<()> {
 /// A view that does not begin at an aligned offset is filled by a copy of one word (stride 0).
 fn fill_unaligned(part: &Tensor, word: u32) -> Result<()> {
     let source = Tensor::from_slice(part.gpu(), &[word], &[1])?.expand(part.shape())?;
-    copy(&source, part)
+    copy(&source.reinterpret(part.dtype()), part)
 }
 
 /// Fills a buffer with NaN.

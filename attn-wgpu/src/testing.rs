@@ -1,10 +1,15 @@
 //! Test support for crates that build on this one (feature `testing`).
 
+mod frame;
+
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use crate::error::Error;
 use crate::gpu::Gpu;
+use crate::tensor::{DType, Tensor};
+
+pub use self::frame::{Frame, Place};
 
 /// The device that tests of one program share; see [`open`].
 pub fn gpu() -> Option<Gpu> {

@@ -5,7 +5,7 @@ mod common;
 use attn_core::dense::Config;
 use attn_core::testing::{HostInputs, compare, strategies};
 use attn_core::{AttentionShape, BitMask, Mask, Modifier, alibi_slopes};
-use attn_wgpu::attention::{Attention, Cotangents, Grads, merge_into};
+use attn_wgpu::attention::{Attention, Cotangents, Targets, merge_into};
 use attn_wgpu::{DType, Error, Gpu, Tensor};
 use common::{
     Uploaded, attend, cotangents, download, gpu, gradients, judge_gradients, masked, normal, open,
@@ -327,18 +327,16 @@ fn into_a_callers_tensors() {
     let (output, saved) = attention.forward_saved(uploaded.view()).unwrap();
     let cotangent = Tensor::from_slice(&gpu, &d_out, &inputs.shape.out()).unwrap();
     let zeros = |shape: &[usize]| Tensor::zeros(&gpu, shape, DType::F32).unwrap();
-    let targets = Grads {
-        dq: zeros(&inputs.shape.q()),
-        dk: zeros(&inputs.shape.k()),
-        dv: zeros(&inputs.shape.v()),
-        d_sinks: Some(zeros(&[4])),
-    };
+    let shape = inputs.shape;
+    let [dq, dk, dv] = [shape.q(), shape.k(), shape.v()].map(|shape| zeros(&shape));
+    let d_sinks = zeros(&[4]);
+    let targets = Targets { dq: Some(&dq), dk: Some(&dk), dv: Some(&dv), d_sinks: Some(&d_sinks) };
     let cotangents = Cotangents { out: &cotangent, lse: None };
-    attention.backward_into(&saved, cotangents, &targets).unwrap();
-    assert_eq!(targets.dq.to_vec::<f32>().unwrap(), want.dq);
-    assert_eq!(targets.dk.to_vec::<f32>().unwrap(), want.dk);
-    assert_eq!(targets.dv.to_vec::<f32>().unwrap(), want.dv);
-    assert_eq!(targets.d_sinks.unwrap().to_vec::<f32>().unwrap(), want.d_sinks);
+    attention.backward_into(&saved, cotangents, targets).unwrap();
+    assert_eq!(dq.to_vec::<f32>().unwrap(), want.dq);
+    assert_eq!(dk.to_vec::<f32>().unwrap(), want.dk);
+    assert_eq!(dv.to_vec::<f32>().unwrap(), want.dv);
+    assert_eq!(d_sinks.to_vec::<f32>().unwrap(), want.d_sinks);
 
     let sums = zeros(&[1, 4, 20]);
     attention.column_sums_into(uploaded.view(), &output.lse, &sums).unwrap();

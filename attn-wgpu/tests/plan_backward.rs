@@ -8,7 +8,7 @@ use attn_core::testing::plans::{plan_case, plan_problems};
 use attn_core::testing::{HostInputs, compare, plant};
 use attn_core::{Mask, Modifier, alibi_slopes};
 use attn_wgpu::attention::Cotangents;
-use attn_wgpu::plan::{DevicePlan, Grads, PlanAttention};
+use attn_wgpu::plan::{DevicePlan, PlanAttention, Targets};
 use attn_wgpu::{DType, Error, Gpu, Tensor, wgpu};
 use common::plans::{
     blocks, config, gradients, gradients_with, judge, judge_gradients, ranges, run, run_with,
@@ -372,21 +372,18 @@ fn groups_windows_and_callers_tensors() {
             let cotangents = Cotangents { out: &cotangent, lse: None };
             let own = attention.backward(&saved, cotangents).unwrap();
             let zeros = |like: &Tensor| Tensor::zeros(&gpu, like.shape(), DType::F32).unwrap();
-            let targets = Grads {
-                dq: zeros(&own.dq),
-                dk: zeros(&own.dk),
-                dv: zeros(&own.dv),
-                d_gates: own.d_gates.iter().map(|gates| gates.as_ref().map(zeros)).collect(),
-            };
-            attention.backward_into(&saved, cotangents, &targets).unwrap();
+            let [dq, dk, dv] = [&own.dq, &own.dk, &own.dv].map(zeros);
+            let gates: Vec<_> = own.d_gates.iter().map(|gates| gates.as_ref().map(zeros)).collect();
+            let d_gates: Vec<_> = gates.iter().map(Option::as_ref).collect();
+            let targets =
+                Targets { dq: Some(&dq), dk: Some(&dk), dv: Some(&dv), d_gates: &d_gates };
+            attention.backward_into(&saved, cotangents, targets).unwrap();
             let read = |tensor: &Tensor| tensor.to_vec::<f32>().unwrap();
-            for (own, target) in
-                [(&own.dq, &targets.dq), (&own.dk, &targets.dk), (&own.dv, &targets.dv)]
-            {
+            for (own, target) in [(&own.dq, &dq), (&own.dk, &dk), (&own.dv, &dv)] {
                 assert_eq!(read(own), read(target));
             }
-            for (own, target) in own.d_gates.iter().zip(&targets.d_gates) {
-                assert_eq!(own.as_ref().map(read), target.as_ref().map(read));
+            for (own, target) in own.d_gates.iter().zip(d_gates) {
+                assert_eq!(own.as_ref().map(read), target.map(read));
             }
             let short = cotangent.narrow(2, 0, 3).unwrap();
             let refused = attention.backward(&saved, Cotangents { out: &short, lse: None });

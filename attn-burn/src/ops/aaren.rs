@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use attn_aaren::{self as aaren, Config, Cotangents, Inputs, Saved};
+use attn_aaren::{self as aaren, Config, Cotangents, Inputs, Saved, Targets};
 use attn_core::{AttentionShape, Error as CoreError};
 use attn_wgpu::{Gpu, Result, Tensor};
 use burn::tensor::Int;
 
-use super::{OnGpu, hand_over, words};
+use super::{OnGpu, words};
 use crate::apply::{self, apply};
 use crate::operation::{Backward, Operation, Spec};
 
@@ -127,7 +127,9 @@ impl Operation for Prefixes {
         let valid = marks(pass.inputs)?;
         let saved = pass.saved.clone().with_inputs(tensors(pass.inputs, valid.as_ref()))?;
         let saved = saved.with_out(&pass.outputs[0])?;
-        let grads = self.0.on(gpu)?.backward(&saved, Cotangents::new(&pass.cotangents[0]))?;
-        hand_over(pass.gradients, &[&grads.dq, &grads.dk, &grads.dv])
+        let [dq, dk, dv] = [0, 1, 2].map(|input| pass.gradient(input));
+        let cotangents = Cotangents::new(&pass.cotangents[0]);
+        self.0.on(gpu)?.backward_into(&saved, cotangents, Targets { dq, dk, dv })?;
+        Ok(())
     }
 }

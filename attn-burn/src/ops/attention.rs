@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use attn_core::Error as CoreError;
 use attn_core::dense::Config;
-use attn_wgpu::attention::{self, Cotangents, Inputs, Saved};
+use attn_wgpu::attention::{self, Cotangents, Inputs, Saved, Targets};
 use attn_wgpu::{DType, Gpu, Result, Tensor};
 
-use super::{OnGpu, attention_outputs, hand_over};
+use super::{OnGpu, attention_outputs};
 use crate::apply::{self, apply};
 use crate::operation::{Backward, Operation, Spec};
 
@@ -137,8 +137,8 @@ impl Operation for Dense {
     fn backward(&self, gpu: &Gpu, pass: Backward<'_, ()>) -> Result<()> {
         let saved = Saved::new(tensors(pass.inputs), &pass.outputs[0], &pass.outputs[1]);
         let cotangents = Cotangents { out: &pass.cotangents[0], lse: pass.cotangents.get(1) };
-        let grads = self.attention.on(gpu)?.backward(&saved, cotangents)?;
-        let own = [Some(&grads.dq), Some(&grads.dk), Some(&grads.dv), grads.d_sinks.as_ref()];
-        hand_over(pass.gradients, &own.into_iter().flatten().collect::<Vec<_>>())
+        let [dq, dk, dv, d_sinks] = [0, 1, 2, 3].map(|input| pass.gradient(input));
+        let targets = Targets { dq, dk, dv, d_sinks };
+        self.attention.on(gpu)?.backward_into(&saved, cotangents, targets)
     }
 }

@@ -3,12 +3,11 @@
 use std::sync::Arc;
 
 use attn_core::Error as CoreError;
-use attn_flowformer::{self as flow, Config, Cotangents, Inputs, Saved};
-use attn_wgpu::ops::copy;
+use attn_flowformer::{self as flow, Config, Cotangents, Inputs, Saved, Targets};
 use attn_wgpu::{Gpu, Result, Tensor};
 use burn::tensor::Int;
 
-use super::{OnGpu, attention_outputs, hand_over, words};
+use super::{OnGpu, attention_outputs, words};
 use crate::apply::{self, apply};
 use crate::operation::{Backward, Operation, Spec};
 
@@ -135,16 +134,15 @@ impl Operation for Flow {
 
     fn forward(&self, gpu: &Gpu, inputs: &[Tensor], outputs: &[Tensor]) -> Result<Saved> {
         let layer = self.layer.on(gpu)?;
-        let (output, saved) = self.with_inputs(inputs, |given| layer.forward_saved(given))?;
-        copy(&output.out, &outputs[0])?;
-        Ok(saved)
+        let pass = |given: Inputs<'_>| layer.forward_saved_into(given, &outputs[0]);
+        Ok(self.with_inputs(inputs, pass)?.1)
     }
 
     fn backward(&self, gpu: &Gpu, pass: Backward<'_, Saved>) -> Result<()> {
         let given = Inputs::new(&pass.inputs[0], &pass.inputs[1], &pass.inputs[2]);
-        let saved = pass.saved.clone().with_inputs(given)?;
-        let grads =
-            self.layer.on(gpu)?.backward(&saved, Cotangents { out: &pass.cotangents[0] })?;
-        hand_over(pass.gradients, &[&grads.dq, &grads.dk, &grads.dv])
+        let saved = pass.saved.clone().with_inputs(given)?.with_out(&pass.outputs[0])?;
+        let [dq, dk, dv] = [0, 1, 2].map(|input| pass.gradient(input));
+        let cotangents = Cotangents { out: &pass.cotangents[0] };
+        self.layer.on(gpu)?.backward_into(&saved, cotangents, Targets { dq, dk, dv })
     }
 }

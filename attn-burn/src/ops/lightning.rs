@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use attn_core::Error as CoreError;
 use attn_lightning::Config;
-use attn_wgpu::linear_attention::{Cotangents, Inputs, LinearAttention, MAX_BLOCK, Saved};
+use attn_wgpu::linear_attention::{Cotangents, Inputs, LinearAttention, MAX_BLOCK, Saved, Targets};
 use attn_wgpu::{DType, Gpu, Result, Tensor};
 
-use super::{OnGpu, attention_outputs, hand_over};
+use super::{OnGpu, attention_outputs};
 use crate::apply::{self, apply};
 use crate::operation::{Backward, Operation, Spec};
 
@@ -143,7 +143,8 @@ impl Operation for Decayed {
     fn backward(&self, gpu: &Gpu, pass: Backward<'_, Saved>) -> Result<()> {
         let saved = pass.saved.with_inputs(tensors(pass.inputs))?;
         let cotangents = Cotangents { out: &pass.cotangents[0], kv: pass.cotangents.get(1) };
-        let grads = self.layer.on(gpu)?.backward(&saved, cotangents)?;
-        hand_over(pass.gradients, &[&grads.dq, &grads.dk, &grads.dv, &grads.d_kv])
+        let [dq, dk, dv, d_kv] = [0, 1, 2, 3].map(|input| pass.gradient(input));
+        let targets = Targets { dq, dk, dv, d_kv };
+        self.layer.on(gpu)?.backward_into(&saved, cotangents, targets)
     }
 }

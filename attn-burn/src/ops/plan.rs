@@ -6,10 +6,10 @@ use attn_core::Error as CoreError;
 use attn_core::dense::Config;
 use attn_core::plan::SparsePlan;
 use attn_wgpu::attention::{Cotangents, Inputs};
-use attn_wgpu::plan::{self, DevicePlan, Saved};
+use attn_wgpu::plan::{self, DevicePlan, Saved, Targets};
 use attn_wgpu::{Gpu, Result, Tensor};
 
-use super::{OnGpu, attention_outputs, hand_over};
+use super::{OnGpu, attention_outputs};
 use crate::apply::{self, apply};
 use crate::operation::{Backward, Operation, Spec};
 
@@ -133,7 +133,8 @@ impl Operation for OnPlan {
         let [out, lse] = [&pass.outputs[0], &pass.outputs[1]];
         let saved = Saved::new(tensors(pass.inputs), &self.plan, out, lse);
         let cotangents = Cotangents { out: &pass.cotangents[0], lse: None };
-        let grads = self.attention.backward(&saved, cotangents)?;
-        hand_over(pass.gradients, &[&grads.dq, &grads.dk, &grads.dv])
+        let [dq, dk, dv] = [0, 1, 2].map(|input| pass.gradient(input));
+        let targets = Targets { dq, dk, dv, ..Targets::default() };
+        self.attention.backward_into(&saved, cotangents, targets)
     }
 }

@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
-use attn_routing::{self as routing, Commitment, Config, Cotangents, Saved, Uninitialised};
+use attn_routing::{
+    self as routing, Commitment, Config, Cotangents, Saved, Targets, Uninitialised,
+};
 use attn_wgpu::attention::Inputs;
 use attn_wgpu::matmul::matmul;
-use attn_wgpu::ops::{add, copy};
+use attn_wgpu::ops::{add_into, copy};
 use attn_wgpu::{DType, Gpu, Result, Tensor};
 use burn::tensor::Int;
 
-use super::{OnGpu, attention_outputs, hand_over, words};
+use super::{OnGpu, attention_outputs, words};
 use crate::apply::{self, apply};
 use crate::operation::{Backward, Operation, Spec};
 
@@ -206,9 +208,8 @@ impl Operation for Routed {
             centroids = centroids.with_averages(&inputs[at + 1], &inputs[at + 2])?;
         }
         let valid = inputs.get(self.valid()).map(words).transpose()?;
-        let (output, saved) = layer.forward_saved(tensors, valid.as_ref(), &centroids)?;
-        // The layer ends in an average and a conversion that have no form into a caller's tensor.
-        copy(&output.out, &outputs[0])?;
+        let (output, saved) =
+            layer.forward_saved_into(tensors, valid.as_ref(), &centroids, &outputs[0])?;
         if !self.train {
             return Ok(Left { saved, commitment: None });
         }
@@ -224,18 +225,27 @@ impl Operation for Routed {
     fn backward(&self, gpu: &Gpu, pass: Backward<'_, Left>) -> Result<()> {
         let layer = self.on(gpu)?;
         let saved = pass.saved.saved.clone().with_inputs(self.tensors(pass.inputs))?;
-        let grads = layer.backward(&saved, Cotangents { out: &pass.cotangents[0] })?;
-        let (mut dq, mut dk) = (grads.dq, grads.dk);
-        if let Some(commitment) = &pass.saved.commitment {
-            let by = &pass.cotangents[1];
-            dq = add(&dq, &times(&commitment.dq, by)?)?;
-            dk = add(&dk, &times(&commitment.dk, by)?)?;
+        let cotangents = Cotangents { out: &pass.cotangents[0] };
+        // Centroids come detached. Shared keys are no input of their own, and have a gradient of 0.
+        let (dq, dv) = (pass.gradient(0), pass.gradient(self.k() + 1));
+        let dk = pass.gradient(1).filter(|_| self.k() > 0);
+        let Some(commitment) = &pass.saved.commitment else {
+            return layer.backward_into(&saved, cotangents, Targets { dq, dk, dv });
+        };
+        // What the loss adds is added where the sums belong.
+        let part = |target: Option<&Tensor>| match target {
+            Some(target) => Tensor::uninit(gpu, target.shape(), target.dtype()).map(Some),
+            None => Ok(None),
+        };
+        let (own_q, own_k) = (part(dq)?, part(dk)?);
+        let targets = Targets { dq: own_q.as_ref(), dk: own_k.as_ref(), dv };
+        layer.backward_into(&saved, cotangents, targets)?;
+        for (own, of_loss, target) in [(own_q, &commitment.dq, dq), (own_k, &commitment.dk, dk)] {
+            if let (Some(own), Some(target)) = (own, target) {
+                add_into(&own, &times(of_loss, &pass.cotangents[1])?, target)?;
+            }
         }
-        // Centroids come detached.
-        match self.k() {
-            0 => hand_over(pass.gradients, &[&dq, &grads.dv]),
-            _ => hand_over(pass.gradients, &[&dq, &dk, &grads.dv]),
-        }
+        Ok(())
     }
 }
 

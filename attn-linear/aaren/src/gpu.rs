@@ -31,7 +31,7 @@ use attn_wgpu::{DType, Gpu, Result, Tensor, ops};
 #[cfg(feature = "bench")]
 pub use self::kernels::kernels;
 pub use self::state::State;
-pub use self::train::{Cotangents, Grads, Saved};
+pub use self::train::{Cotangents, Grads, Saved, Targets};
 
 use crate::Config;
 

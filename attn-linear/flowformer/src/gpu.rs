@@ -31,7 +31,7 @@ use attn_wgpu::{DType, Gpu, Result, Tensor, ops};
 #[cfg(feature = "bench")]
 pub use self::kernels::kernels;
 pub use self::state::State;
-pub use self::train::{Cotangents, Grads, Saved};
+pub use self::train::{Cotangents, Grads, Saved, Targets};
 
 use crate::Config;
 
@@ -147,21 +147,23 @@ impl Flowformer {
     /// # Errors
     /// [`attn_core::Error`] for shapes, types or devices that do not fit; errors of the device.
     pub fn forward(&self, inputs: Inputs<'_>) -> Result<Output> {
-        let shape = self.check(inputs)?;
-        match is_empty(&shape) {
-            true => self.nothing(inputs, &shape),
-            false => self.pass(inputs, &shape)?.output(),
-        }
+        let out = self.new_out(&inputs)?;
+        self.forward_into(inputs, &out)
     }
 
-    /// [`Flowformer::forward`] into a caller's tensor `[batch, heads, queries, dim_v]`, in its own type.
+    /// [`Flowformer::forward`] into a caller's tensor `[batch, heads, queries, dim_v]`, in its own type: directly
+    /// where it is f32, contiguous from where a binding may begin, and of whole groups of four elements; else by
+    /// a conversion or a copy on the device.
     ///
     /// # Errors
     /// As [`Flowformer::forward`], and [`attn_core::Error`] for a target of another shape or type.
     pub fn forward_into(&self, inputs: Inputs<'_>, out: &Tensor) -> Result<Output> {
-        let output = self.forward(inputs)?;
-        ops::convert_into(&output.out, out)?;
-        Ok(Output { out: out.clone(), ..output })
+        let shape = self.check(inputs)?;
+        ops::check_target("out", out, &self.gpu, &shape.out())?;
+        match is_empty(&shape) {
+            true => self.nothing(inputs, &shape, out),
+            false => self.pass(inputs, &shape, out)?.0.output(out.clone()),
+        }
     }
 
     /// Outputs of a prompt, and the state from which [`Flowformer::decode`] goes on.
@@ -233,6 +235,10 @@ impl Flowformer {
         }
     }
 
+    fn new_out(&self, inputs: &Inputs<'_>) -> Result<Tensor> {
+        Tensor::uninit(&self.gpu, &self.check(*inputs)?.out(), inputs.q.dtype())
+    }
+
     fn check_device(&self, arg: &'static str, tensor: &Tensor) -> Result<()> {
         if tensor.gpu().is_same(&self.gpu) {
             return Ok(());
@@ -242,15 +248,16 @@ impl Flowformer {
     }
 
     /// Without a sink or a source, or an element of a value.
-    fn nothing(&self, inputs: Inputs<'_>, shape: &AttentionShape) -> Result<Output> {
+    fn nothing(&self, inputs: Inputs<'_>, shape: &AttentionShape, out: &Tensor) -> Result<Output> {
         let memory = [shape.batch, shape.heads, shape.dim_qk, shape.dim_v];
         let state = match (self.config.causal, inputs.state) {
             (false, _) => None,
             (true, Some(state)) => Some(state.clone()),
             (true, None) => Some(State::empty(&self.gpu, memory)?),
         };
+        ops::convert_into(&Tensor::zeros(&self.gpu, out.shape(), out.dtype())?, out)?;
         Ok(Output {
-            out: Tensor::zeros(&self.gpu, &shape.out(), inputs.q.dtype())?,
+            out: out.clone(),
             flows: None,
             memory: match &state {
                 Some(state) => state.memory()?,

@@ -20,4 +20,4 @@ pub use attn_wgpu::{Error, Gpu, Tensor, wgpu};
 pub use config::Config;
 #[cfg(feature = "bench")]
 pub use gpu::kernels;
-pub use gpu::{Cotangents, Flowformer, Flows, Grads, Inputs, Output, Saved, State};
+pub use gpu::{Cotangents, Flowformer, Flows, Grads, Inputs, Output, Saved, State, Targets};

@@ -19,6 +19,7 @@ mod centroids;
 mod clusters;
 mod kernels;
 mod routes;
+mod rows;
 mod stream;
 mod train;
 
@@ -32,12 +33,11 @@ pub use self::centroids::{Centroids, Uninitialised};
 pub use self::kernels::kernels;
 pub use self::routes::Routes;
 pub use self::stream::State;
-pub use self::train::{Commitment, Cotangents, Grads, Saved};
+pub use self::train::{Commitment, Cotangents, Grads, Saved, Targets};
 
 use self::clusters::{Clusters, Way};
-use self::kernels::{NORM, Run};
+use self::rows::{aligned, normed, repeated, summed, summed_into, whole};
 use crate::Config;
-use crate::reference::VARIANCE_EPSILON;
 
 /// Bytes of probabilities at once, where they are stored.
 const PART_BYTES: usize = 32 << 20;
@@ -76,10 +76,6 @@ impl Extents {
     fn planes(&self) -> usize {
         self.batch * self.heads
     }
-
-    fn is_empty(&self) -> bool {
-        self.planes() * self.tokens == 0
-    }
 }
 
 /// What the steps work on: f32, rows of whole groups of four elements.
@@ -96,6 +92,10 @@ struct Tokens {
 }
 
 impl Tokens {
+    fn new_out(&self) -> Result<Tensor> {
+        Tensor::uninit(self.q.gpu(), &self.shape.out(), self.dtype)
+    }
+
     fn k(&self) -> &Tensor {
         self.k.as_ref().unwrap_or(&self.q)
     }
@@ -158,6 +158,22 @@ impl Routing {
         Ok(self.forward_saved(inputs, valid, centroids)?.0)
     }
 
+    /// [`Routing::forward`] into a caller's tensor `[batch, heads, tokens, dim_v]`, in its own type: directly where
+    /// it is f32, contiguous from where a binding may begin, and of whole groups of four elements; else by a
+    /// conversion or a copy on the device.
+    ///
+    /// # Errors
+    /// As [`Routing::forward`], and [`attn_core::Error`] for a target of another shape or of integers.
+    pub fn forward_into(
+        &self,
+        inputs: Inputs<'_>,
+        valid: Option<&Tensor>,
+        centroids: &Centroids,
+        out: &Tensor,
+    ) -> Result<Output> {
+        Ok(self.forward_saved_into(inputs, valid, centroids, out)?.0)
+    }
+
     /// [`Routing::forward`], and what [`Routing::backward`] needs of it.
     ///
     /// # Errors
@@ -168,9 +184,38 @@ impl Routing {
         valid: Option<&Tensor>,
         centroids: &Centroids,
     ) -> Result<(Output, Saved)> {
+        self.saved_into(inputs, valid, centroids, None)
+    }
+
+    /// [`Routing::forward_saved`] with the output in a caller's tensor, as [`Routing::forward_into`].
+    ///
+    /// # Errors
+    /// As [`Routing::forward_into`].
+    pub fn forward_saved_into(
+        &self,
+        inputs: Inputs<'_>,
+        valid: Option<&Tensor>,
+        centroids: &Centroids,
+        out: &Tensor,
+    ) -> Result<(Output, Saved)> {
+        self.saved_into(inputs, valid, centroids, Some(out))
+    }
+
+    fn saved_into(
+        &self,
+        inputs: Inputs<'_>,
+        valid: Option<&Tensor>,
+        centroids: &Centroids,
+        target: Option<&Tensor>,
+    ) -> Result<(Output, Saved)> {
         let tokens = self.tokens(inputs)?;
+        let out = match target {
+            Some(out) => out.clone(),
+            None => tokens.new_out()?,
+        };
+        ops::check_target("out", &out, &self.gpu, &tokens.shape.out())?;
         let routes = self.route_tokens(&tokens, valid, centroids)?;
-        let (out, clusters) = self.attend_tokens(&tokens, &routes)?;
+        let clusters = self.attend_tokens(&tokens, &routes, &out)?;
         let saved = Saved::new(inputs, tokens, routes.clone(), clusters);
         Ok((Output { out, routes }, saved))
     }
@@ -183,7 +228,9 @@ impl Routing {
     pub fn attend(&self, inputs: Inputs<'_>, routes: &Routes) -> Result<Tensor> {
         let tokens = self.tokens(inputs)?;
         self.check_routes(&tokens, routes, inputs.q)?;
-        Ok(self.attend_tokens(&tokens, routes)?.0)
+        let out = tokens.new_out()?;
+        self.attend_tokens(&tokens, routes, &out)?;
+        Ok(out)
     }
 
     /// That routes are of a call of the same extents.
@@ -231,14 +278,15 @@ impl Routing {
         &self,
         tokens: &Tokens,
         routes: &Routes,
-    ) -> Result<(Tensor, Option<Clusters>)> {
+        out: &Tensor,
+    ) -> Result<Option<Clusters>> {
         let shape = tokens.shape;
-        if tokens.extents.is_empty() || shape.dim_v == 0 {
-            return Ok((Tensor::zeros(&self.gpu, &shape.out(), DType::F32)?, None));
+        if out.is_empty() {
+            return Ok(None);
         }
         let clusters = Clusters::attend(tokens, routes, self.way(&shape, routes), self)?;
-        let out = clusters.combine(routes, self.config.epsilon)?.narrow(3, 0, shape.dim_v)?;
-        Ok((ops::convert(&out, tokens.dtype)?, Some(clusters)))
+        clusters.combine_into(routes, self.config.epsilon, out)?;
+        Ok(Some(clusters))
     }
 
     /// Dense attention where it computes the same: clusters of one length, in which a key's slot says
@@ -294,89 +342,4 @@ impl Routing {
         let v = repeated(&aligned(inputs.v)?, shape.heads)?;
         Ok(Tokens { extents, shape, dtype, q: normed(inputs.q)?, k, v })
     }
-}
-
-/// Step 2 for `[batch, heads, tokens, dim]`, with rows filled up to whole groups of four elements.
-fn normed(x: &Tensor) -> Result<Tensor> {
-    let dim = x.shape()[3];
-    let x = ops::convert(x, DType::F32)?;
-    let (strides, start) = (x.strides(), x.binding().1);
-    let outer = strides[..3].iter().chain([&start]);
-    let direct = dim.is_multiple_of(4) && strides[3] == 1 && outer.copied().all(|s| s % 4 == 0);
-    let x = if direct { x.clone() } else { aligned(&x)? };
-    let mut shape = x.shape().to_vec();
-    shape[3] = dim.next_multiple_of(4);
-    let out = Tensor::uninit(x.gpu(), &shape, DType::F32)?;
-    let chunks = shape[3] / 4;
-    let place = [x.binding().1, x.strides()[0], x.strides()[1], x.strides()[2]];
-    let mut params = vec![dim as u32, chunks as u32, (VARIANCE_EPSILON as f32).to_bits()];
-    params.extend([shape[1] as u32, shape[2] as u32]);
-    params.extend(place.map(|elements| (elements / 4) as u32));
-    let run = Run {
-        source: &NORM,
-        flags: &[],
-        tensors: &[&x, &out],
-        count: out.len() / shape[3],
-        params: &params,
-        steps: 3 * chunks,
-        work: 8.0 * dim as f64,
-    };
-    run.record(x.gpu())?;
-    Ok(out)
-}
-
-/// The tensor in f32, contiguous from the beginning of a binding on, rows filled up with zeros to
-/// whole groups of four elements.
-fn aligned(x: &Tensor) -> Result<Tensor> {
-    let x = ops::convert(x, DType::F32)?;
-    let mut shape = x.shape().to_vec();
-    let last = shape.len() - 1;
-    shape[last] = shape[last].next_multiple_of(4);
-    if shape == x.shape() && x.is_contiguous() && x.binding().1 == 0 {
-        return Ok(x);
-    }
-    let copy = Tensor::uninit(x.gpu(), &shape, DType::F32)?;
-    ops::copy(&x, &copy)?;
-    Ok(copy)
-}
-
-/// The tensor, contiguous from the beginning of a binding on.
-fn whole(x: &Tensor) -> Result<Tensor> {
-    if x.is_contiguous() && x.binding().1 == 0 {
-        return Ok(x.clone());
-    }
-    let copy = Tensor::uninit(x.gpu(), x.shape(), x.dtype())?;
-    ops::copy(x, &copy)?;
-    Ok(copy)
-}
-
-/// Heads of a contiguous `[batch, heads_kv, tokens, dim]` as often as there are `heads`.
-fn repeated(x: &Tensor, heads: usize) -> Result<Tensor> {
-    let &[batch, heads_kv, tokens, dim] = x.shape() else { return Ok(x.clone()) };
-    if heads == heads_kv || x.is_empty() {
-        return Ok(x.clone());
-    }
-    let out = Tensor::uninit(x.gpu(), &[batch, heads, tokens, dim], DType::F32)?;
-    let group = heads / heads_kv;
-    let each = out.split(1, &[heads_kv, group])?;
-    for copy in 0..group {
-        ops::copy(&x.split(1, &[heads_kv, 1])?, &each.narrow(2, copy, 1)?)?;
-    }
-    Ok(out)
-}
-
-/// Sums over the heads that [`repeated`] made of one.
-fn summed(x: &Tensor, heads_kv: usize) -> Result<Tensor> {
-    let &[batch, heads, tokens, dim] = x.shape() else { return Ok(x.clone()) };
-    if heads == heads_kv || x.is_empty() {
-        return Ok(x.clone());
-    }
-    let each = x.split(1, &[heads_kv, heads / heads_kv])?;
-    let part = |copy: usize| -> Result<Tensor> {
-        let part = Tensor::uninit(x.gpu(), &[batch, heads_kv, tokens, dim], DType::F32)?;
-        ops::copy(&each.narrow(2, copy, 1)?, &part.split(1, &[heads_kv, 1])?)?;
-        Ok(part)
-    };
-    let first = part(0)?;
-    (1..heads / heads_kv).try_fold(first, |sum, copy| ops::add(&sum, &part(copy)?))
 }

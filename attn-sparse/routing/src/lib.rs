@@ -16,5 +16,6 @@ pub use config::{Config, UpdateRule};
 #[cfg(feature = "bench")]
 pub use gpu::kernels;
 pub use gpu::{
-    Centroids, Commitment, Cotangents, Grads, Output, Routes, Routing, Saved, State, Uninitialised,
+    Centroids, Commitment, Cotangents, Grads, Output, Routes, Routing, Saved, State, Targets,
+    Uninitialised,
 };

@@ -14,9 +14,9 @@ use super::call::{Call, bind, check_output, vec4};
 use super::forward::SNIPPETS;
 use super::jobs::{Grid, Job, bytes};
 use super::mask_table::Side;
-use super::params::{Common, storage};
+use super::params::storage;
 use super::variant::Variant;
-use super::{Attention, Cotangents, Grads, Saved};
+use super::{Attention, Cotangents, Grads, Saved, Targets};
 use crate::error::{Error, Result};
 use crate::kernel::{Call as Dispatch, Constants, KernelSource};
 use crate::ops;
@@ -27,30 +27,6 @@ const DELTA: KernelSource = KernelSource {
     text: include_str!("../../kernels/attention_delta.wgsl"),
     imports: SNIPPETS,
 };
-const QUERIES: KernelSource = KernelSource {
-    name: "attention_backward_q",
-    text: include_str!("../../kernels/attention_backward_q.wgsl"),
-    imports: SNIPPETS,
-};
-const KEYS: KernelSource = KernelSource {
-    name: "attention_backward_kv",
-    text: include_str!("../../kernels/attention_backward_kv.wgsl"),
-    imports: SNIPPETS,
-};
-const SINKS: KernelSource = KernelSource {
-    name: "attention_sinks",
-    text: include_str!("../../kernels/attention_sinks.wgsl"),
-    imports: SNIPPETS,
-};
-
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    common: Common,
-    grad_scale: f32,
-    grad_start: u32,
-}
-
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct DeltaParams {
@@ -66,87 +42,145 @@ struct DeltaParams {
     stats_stride: u32,
 }
 
-/// Operations of a backward pass by those of a forward pass: dq needs three products a pair, dk and
-/// dv four, forward two.
-pub(crate) const WORK_Q: f64 = 1.5;
-pub(crate) const WORK_KV: f64 = 2.0;
+/// Words at whose multiples any device may begin a binding.
+const ALIGN: usize = 64;
+
+/// Gradients as the kernels write them, in rows of whole groups of four elements without gaps; none where
+/// nobody wants it.
+struct Written<'a> {
+    dq: Option<&'a Tensor>,
+    /// By keys and by values: one kernel writes both.
+    dkv: Option<[&'a Tensor; 2]>,
+    d_sinks: Option<&'a Tensor>,
+}
+
+/// Log-sum-exp and delta of every row, behind what the kernel of keys looks up: it writes two tensors, and
+/// the seven bindings that a kernel may have leave one for all of this.
+pub(super) struct Words {
+    pub(super) all: Tensor,
+    /// `[2, batch, heads, queries]`, f32.
+    pub(super) stats: Tensor,
+}
 
 impl Attention {
     /// Records the gradients by all inputs, from what [`Attention::forward_saved`] saved.
     ///
     /// Deterministic: no sum depends on the order in which workgroups run. Memory beyond the
-    /// gradients is 8 bytes a query row.
+    /// gradients is 8 bytes a query row, and for masks that are not windows one more table.
     ///
     /// # Errors
     /// As [`Attention::forward`]; [`Error::NotDifferentiable`] if the modifier changes scores and
     /// has no derivative.
     pub fn backward(&self, saved: &Saved, cotangents: Cotangents<'_>) -> Result<Grads> {
-        let inputs = saved.inputs();
-        let shape = self.check(inputs)?;
-        self.check_cotangents(saved, cotangents, &shape)?;
-        let dtype = inputs.q.dtype();
-        let call = self.prepare(inputs, shape)?;
-        let (width_qk, width_v) = (call.q.shape()[3], call.v.shape()[3]);
-        let dq_shape = [shape.batch, shape.heads, shape.queries, width_qk];
-        let kv_shape = [shape.batch, shape.heads_kv, shape.keys * (width_qk + width_v)];
-        let rows = shape.batch * shape.heads * shape.queries;
-        let (dq, dkv, d_sinks);
-        if rows == 0 || shape.keys == 0 {
-            dq = Tensor::zeros(&self.gpu, &dq_shape, dtype)?;
-            dkv = Tensor::zeros(&self.gpu, &kv_shape, dtype)?;
-        } else {
-            dq = Tensor::uninit(&self.gpu, &dq_shape, dtype)?;
-            dkv = Tensor::uninit(&self.gpu, &kv_shape, dtype)?;
-        }
-        if rows == 0 {
-            d_sinks = match &call.sinks {
-                Some(sinks) => Some(Tensor::zeros(&self.gpu, sinks.shape(), DType::F32)?),
-                None => None,
-            };
-        } else {
-            let d_out = vec4(cotangents.out, false)?;
-            let stats = [2, shape.batch, shape.heads, shape.queries];
-            let stats = Tensor::uninit(&self.gpu, &stats, DType::F32)?;
-            self.delta_into(&call, saved, &d_out, cotangents.lse, &stats)?;
-            if shape.keys > 0 {
-                self.run_queries(&call, &d_out, &stats, &dq)?;
-                self.run_keys(&call, &d_out, &stats, &dkv)?;
-            }
-            d_sinks = self.sink_gradient(&call, &stats)?;
-        }
-        // dk and dv of one key head follow each other.
-        let part = |start: usize, width: usize, dim: usize| -> Result<Tensor> {
-            dkv.narrow(2, start, shape.keys * width)?
-                .split(2, &[shape.keys, width])?
-                .narrow(3, 0, dim)
+        let shape = self.check_backward(saved, cotangents)?;
+        let [dq, dk, dv] = self.new_targets(saved, &shape)?;
+        let new_sinks = |_| Tensor::uninit(&self.gpu, &[shape.heads], DType::F32);
+        let d_sinks = saved.sinks.as_ref().map(new_sinks).transpose()?;
+        let written = Written {
+            dq: Some(&dq.written),
+            dkv: Some([&dk.written, &dv.written]),
+            d_sinks: d_sinks.as_ref(),
         };
-        Ok(Grads {
-            dq: dq.narrow(3, 0, shape.dim_qk)?,
-            dk: part(0, width_qk, shape.dim_qk)?,
-            dv: part(shape.keys * width_qk, width_v, shape.dim_v)?,
-            d_sinks,
-        })
+        self.gradients(saved, cotangents, shape, &written)?;
+        Ok(Grads { dq: dq.view, dk: dk.view, dv: dv.view, d_sinks })
     }
 
-    /// [`Attention::backward`] into a caller's tensors, by a copy on the device. `d_sinks` is written
-    /// where there are sinks.
+    /// [`Attention::backward`] into callers' tensors of the shapes and types of [`Grads`]. They are written
+    /// directly where they are contiguous, of whole groups of four elements, and begin at one; else a copy
+    /// on the device follows. They must not overlap each other.
     ///
     /// # Errors
-    /// As [`Attention::backward`], and [`attn_core::Error`] for targets of another shape or type.
+    /// As [`Attention::backward`], and [`attn_core::Error`] for targets of another shape or type, or of
+    /// sinks that there are not.
     pub fn backward_into(
         &self,
         saved: &Saved,
         cotangents: Cotangents<'_>,
-        targets: &Grads,
+        targets: Targets<'_>,
     ) -> Result<()> {
-        let grads = self.backward(saved, cotangents)?;
-        ops::copy(&grads.dq, &targets.dq)?;
-        ops::copy(&grads.dk, &targets.dk)?;
-        ops::copy(&grads.dv, &targets.dv)?;
-        match (&grads.d_sinks, &targets.d_sinks) {
-            (Some(d_sinks), Some(target)) => ops::copy(d_sinks, target),
+        let shape = self.check_backward(saved, cotangents)?;
+        let Targets { dq, dk, dv, d_sinks } = targets;
+        let wanted = self.wanted(saved, cotangents, &shape, [dq, dk, dv])?;
+        let own_sinks = self.sinks_target(saved, d_sinks, shape.heads)?;
+        let written = Written { dq: wanted.dq(), dkv: wanted.dkv(), d_sinks: own_sinks.as_ref() };
+        self.gradients(saved, cotangents, shape, &written)?;
+        wanted.finish()?;
+        match (&own_sinks, d_sinks) {
+            (Some(own), Some(target)) if own.buffer() != target.buffer() => ops::copy(own, target),
             _ => Ok(()),
         }
+    }
+
+    fn gradients(
+        &self,
+        saved: &Saved,
+        cotangents: Cotangents<'_>,
+        shape: AttentionShape,
+        written: &Written<'_>,
+    ) -> Result<()> {
+        let rows = shape.batch * shape.heads * shape.queries;
+        if rows == 0 || shape.keys == 0 {
+            let dkv = written.dkv.into_iter().flatten();
+            for target in written.dq.into_iter().chain(dkv) {
+                let zeros = Tensor::zeros(&self.gpu, target.shape(), target.dtype())?;
+                ops::copy(&zeros, target)?;
+            }
+        }
+        if rows == 0 {
+            return match written.d_sinks {
+                Some(d_sinks) => ops::fill(d_sinks, &[0; 4]),
+                None => Ok(()),
+            };
+        }
+        let call = self.prepare(saved.inputs(), shape)?;
+        let d_out = vec4(cotangents.out, false)?;
+        let words = self.words(&shape, written.dkv.is_some())?;
+        self.delta_into(&call, saved, &d_out, cotangents.lse, &words.stats)?;
+        if shape.keys > 0 {
+            if let Some(dq) = written.dq {
+                self.run_queries(&call, &d_out, &words.stats, dq)?;
+            }
+            if let Some(dkv) = written.dkv {
+                self.run_keys(&call, &d_out, &words, dkv)?;
+            }
+        }
+        match written.d_sinks {
+            Some(d_sinks) => self.sink_gradient(&call, &words.stats, d_sinks),
+            None => Ok(()),
+        }
+    }
+
+    /// Room for the statistics, behind the table of keys where the kernel of keys runs and reads it.
+    fn words(&self, shape: &AttentionShape, by_keys: bool) -> Result<Words> {
+        let table = match by_keys && shape.keys > 0 {
+            true => {
+                let tile = self.backward_variant(shape).tile();
+                Some(self.table(shape.lengths(), tile, Side::Keys)?)
+            }
+            false => None,
+        };
+        let table = table.filter(|table| !self.modifier.is_empty() || table.left < 0);
+        let length = table.as_ref().map_or(0, |table| table.words.len());
+        let start = length.next_multiple_of(ALIGN);
+        let stats = [2, shape.batch, shape.heads, shape.queries];
+        let count: usize = stats.iter().product();
+        let all = Tensor::uninit(&self.gpu, &[start + count], DType::U32)?;
+        if let Some(table) = table {
+            ops::copy(&table.words, &all.narrow(0, 0, length)?)?;
+        }
+        let stats = all.narrow(0, start, count)?.reinterpret(DType::F32).reshape(&stats)?;
+        Ok(Words { all, stats })
+    }
+
+    pub(super) fn backward_variant(&self, shape: &AttentionShape) -> Variant {
+        Variant::backward(shape.dim_qk, shape.dim_v, self.gpu.capabilities())
+    }
+
+    /// Checks all that a backward pass is given.
+    fn check_backward(&self, saved: &Saved, cotangents: Cotangents<'_>) -> Result<AttentionShape> {
+        let shape = self.check(saved.inputs())?;
+        self.check_cotangents(saved, cotangents, &shape)?;
+        Ok(shape)
     }
 
     /// Checks what a backward pass gets besides the inputs, and that there is a derivative.
@@ -247,151 +281,5 @@ impl Attention {
             kernel.dispatch(&self.gpu, &dispatch)?;
         }
         Ok(())
-    }
-
-    fn run_queries(&self, call: &Call, d_out: &Tensor, stats: &Tensor, dq: &Tensor) -> Result<()> {
-        let shape = &call.shape;
-        let variant = Variant::backward(shape.dim_qk, shape.dim_v, self.gpu.capabilities());
-        let steps = call.steps(&self.config.mask, variant.tile(), shape.keys);
-        self.check_steps("backward", steps)?;
-        let form = self.form(call.dtype()).constants(&variant).flag("BACKWARD", true);
-        let kernel = self.gpu.kernel(&QUERIES, form)?;
-        let table = self.table(shape.lengths(), variant.tile(), Side::Queries)?;
-        let grid = Grid::new(shape, shape.queries.div_ceil(variant.tile()));
-        let queries = |job: &Job| job.tokens(variant.tile(), shape.queries);
-        let keys = 0..shape.keys;
-        let per_row = WORK_Q * call.work_per_row(&self.config.mask);
-        let work = |job: &Job| per_row * (job.planes() * queries(job).len()) as f64;
-        let jobs = Job::split(&grid, &self.gpu, work, |job| {
-            let mut windows = call.windows(job, &queries(job), &keys)?;
-            windows.push(("d_out", bytes(&job.window(d_out, &job.heads, &queries(job))?)));
-            windows.push(("dq", bytes(&job.window(dq, &job.heads, &queries(job))?)));
-            windows.push(("lse", bytes(stats)));
-            Ok(windows)
-        })?;
-        for job in jobs {
-            let first = queries(&job).start;
-            let bounds = call.bind(&job, &queries(&job), &keys)?;
-            let d_out = bind(&job.window(d_out, &job.heads, &queries(&job))?, first);
-            let dq = bind(&job.window(dq, &job.heads, &queries(&job))?, first);
-            let plane = job.batch.start * shape.heads + job.heads.start;
-            let total = job.planes() * job.tiles.len();
-            let params = Params {
-                common: Common {
-                    out: d_out.place,
-                    stats_start: (plane * shape.queries) as u32,
-                    first_tile: job.tiles.start as u32,
-                    tiles: job.tiles.len() as u32,
-                    total: total as u32,
-                    ..self.common(call, &job, &table, &bounds)
-                },
-                grad_scale: self.config.scale_for(shape.dim_qk) as f32,
-                grad_start: dq.place[0],
-            };
-            let dispatch = Dispatch {
-                bindings: &[
-                    bounds.q.binding,
-                    bounds.k.binding,
-                    bounds.v.binding,
-                    d_out.binding,
-                    stats.binding().0,
-                    dq.binding,
-                    table.words.binding().0,
-                ],
-                params: bytemuck::bytes_of(&params),
-                groups: total as u64,
-                work: work(&job),
-            };
-            kernel.dispatch(&self.gpu, &dispatch)?;
-        }
-        Ok(())
-    }
-
-    fn run_keys(&self, call: &Call, d_out: &Tensor, stats: &Tensor, dkv: &Tensor) -> Result<()> {
-        let shape = &call.shape;
-        let group = shape.group();
-        let variant = Variant::backward(shape.dim_qk, shape.dim_v, self.gpu.capabilities());
-        let steps = group * call.steps(&self.config.mask, variant.tile(), shape.queries);
-        self.check_steps("backward", steps)?;
-        let form = self.form(call.dtype()).constants(&variant);
-        let form = form.flag("BACKWARD", true).flag("BY_KEYS", true);
-        let kernel = self.gpu.kernel(&KEYS, form)?;
-        let table = self.table(shape.lengths(), variant.tile(), Side::Keys)?;
-        let grid =
-            Grid { split_groups: false, ..Grid::new(shape, shape.keys.div_ceil(variant.tile())) };
-        let queries = 0..shape.queries;
-        let keys = |job: &Job| job.tokens(variant.tile(), shape.keys);
-        let planes = |job: &Job| job.batch.len() * job.heads_kv(group).len();
-        let share = WORK_KV * call.work_per_row(&self.config.mask) / shape.keys as f64;
-        let work =
-            |job: &Job| share * (job.planes() * shape.queries) as f64 * keys(job).len() as f64;
-        // dk and dv of a plane are one row of `dkv`.
-        let gradients = |job: &Job| {
-            let heads = job.heads_kv(group);
-            dkv.narrow(0, job.batch.start, job.batch.len())?.narrow(1, heads.start, heads.len())
-        };
-        let jobs = Job::split(&grid, &self.gpu, work, |job| {
-            let mut windows = call.windows(job, &queries, &keys(job))?;
-            windows.push(("d_out", bytes(&job.window(d_out, &job.heads, &queries)?)));
-            windows.push(("dk and dv", bytes(&gradients(job)?)));
-            windows.push(("lse", bytes(stats)));
-            Ok(windows)
-        })?;
-        for job in jobs {
-            let bounds = call.bind(&job, &queries, &keys(&job))?;
-            let d_out = bind(&job.window(d_out, &job.heads, &queries)?, 0);
-            let (grads, grad_start) = gradients(&job)?.binding();
-            let plane = job.batch.start * shape.heads + job.heads.start;
-            let total = planes(&job) * job.tiles.len();
-            let params = Params {
-                common: Common {
-                    out: d_out.place,
-                    stats_start: (plane * shape.queries) as u32,
-                    first_tile: job.tiles.start as u32,
-                    tiles: job.tiles.len() as u32,
-                    total: total as u32,
-                    ..self.common(call, &job, &table, &bounds)
-                },
-                grad_scale: self.config.scale_for(shape.dim_qk) as f32,
-                grad_start: (grad_start / 4) as u32,
-            };
-            let dispatch = Dispatch {
-                bindings: &[
-                    bounds.q.binding,
-                    bounds.k.binding,
-                    bounds.v.binding,
-                    d_out.binding,
-                    stats.binding().0,
-                    grads,
-                    table.words.binding().0,
-                ],
-                params: bytemuck::bytes_of(&params),
-                groups: total as u64,
-                work: work(&job),
-            };
-            kernel.dispatch(&self.gpu, &dispatch)?;
-        }
-        Ok(())
-    }
-
-    fn sink_gradient(&self, call: &Call, stats: &Tensor) -> Result<Option<Tensor>> {
-        let Some(sinks) = &call.sinks else { return Ok(None) };
-        let shape = &call.shape;
-        let d_sinks = Tensor::uninit(&self.gpu, &[shape.heads], DType::F32)?;
-        let workgroup = ops::workgroup(self.gpu.capabilities());
-        let steps = shape.batch * (shape.queries.div_ceil(workgroup as usize) + 1);
-        self.check_steps("d_sinks", steps)?;
-        let kernel = self.gpu.kernel(&SINKS, Constants::new().int("WORKGROUP", workgroup))?;
-        let params = [shape.batch as u32, shape.heads as u32, shape.queries as u32];
-        let (binding, start) = sinks.binding();
-        let sinks = if start == 0 { binding } else { self.fresh(Some(sinks))? };
-        let dispatch = Dispatch {
-            bindings: &[stats.binding().0, sinks, d_sinks.binding().0],
-            params: bytemuck::cast_slice(&params),
-            groups: shape.heads as u64,
-            work: stats.len() as f64,
-        };
-        kernel.dispatch(&self.gpu, &dispatch)?;
-        Ok(Some(d_sinks))
     }
 }

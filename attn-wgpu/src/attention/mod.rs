@@ -7,11 +7,13 @@ pub mod catalogue;
 mod columns;
 mod decode;
 pub(crate) mod forward;
+pub(crate) mod gradients;
 pub(crate) mod jobs;
 pub(crate) mod mask_table;
 mod merge;
 mod modifier;
 pub(crate) mod params;
+mod targets;
 pub(crate) mod variant;
 mod warm_up;
 mod weights;
@@ -185,6 +187,20 @@ pub struct Grads {
     pub dv: Tensor,
     /// By the sinks, `[heads]`, f32, where there are any.
     pub d_sinks: Option<Tensor>,
+}
+
+/// Where [`Attention::backward_into`] writes gradients, of the shapes and types of [`Grads`]; what has no
+/// target is not computed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Targets<'a> {
+    /// By the queries.
+    pub dq: Option<&'a Tensor>,
+    /// By the keys.
+    pub dk: Option<&'a Tensor>,
+    /// By the values.
+    pub dv: Option<&'a Tensor>,
+    /// By the sinks, where there are any.
+    pub d_sinks: Option<&'a Tensor>,
 }
 
 impl Attention {

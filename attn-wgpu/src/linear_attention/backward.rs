@@ -8,20 +8,22 @@
 //! Om <- l^m Om + (F Q)^T dO   F = l^(r+1), G = l^(m-1-r) of row r in a block of m
 //! ```
 
-use super::call::{Call, Target, check_state, is_empty, kv_shape, padded_state};
+use super::call::{Call, check_state, is_empty, kv_shape, padded_state};
 use super::forward::Tensors;
 use super::sweep::{Part, Plan, Rows, States};
-use super::{Cotangents, Grads, LinearAttention, Saved};
+use super::{Cotangents, Grads, LinearAttention, Saved, Targets};
 use crate::error::Result;
 use crate::rows::{check_device, check_form};
+use crate::target::Target;
 use crate::tensor::Tensor;
 use crate::vec4::vec4;
 
-/// Gradients as the kernels write them.
+/// Gradients as the kernels write them; none where nobody wants it.
 struct Written<'a> {
-    dq: &'a Tensor,
-    dk: &'a Tensor,
-    dv: &'a Tensor,
+    dq: Option<&'a Tensor>,
+    dk: Option<&'a Tensor>,
+    dv: Option<&'a Tensor>,
+    /// The last step of what all others need, too.
     d_kv: &'a Tensor,
 }
 
@@ -33,6 +35,64 @@ impl LinearAttention {
     /// # Errors
     /// As [`LinearAttention::forward`].
     pub fn backward(&self, saved: &Saved, cotangents: Cotangents<'_>) -> Result<Grads> {
+        let shape = &saved.call.shape;
+        let new = |shape| Target::new(&self.gpu, shape, saved.call.dtype());
+        let (dq, dk, dv) = (new(shape.q())?, new(shape.k())?, new(shape.v())?);
+        let d_kv = Target::state(&self.gpu, kv_shape(shape))?;
+        self.write(saved, cotangents, [Some(&dq), Some(&dk), Some(&dv)], &d_kv)?;
+        Ok(Grads { dq: dq.finish()?, dk: dk.finish()?, dv: dv.finish()?, d_kv: d_kv.finish()? })
+    }
+
+    /// [`LinearAttention::backward`] into callers' tensors of the shapes and types of [`Grads`]. They are
+    /// written directly, unless the rows of one do not begin at multiples of four elements, or states are
+    /// not contiguous or not of whole groups of four: a copy on the device then follows. They must not
+    /// overlap each other.
+    ///
+    /// # Errors
+    /// As [`LinearAttention::backward`], and [`attn_core::Error`] for targets of another shape or type.
+    pub fn backward_into(
+        &self,
+        saved: &Saved,
+        cotangents: Cotangents<'_>,
+        targets: Targets<'_>,
+    ) -> Result<()> {
+        let call = &saved.call;
+        let shape = &call.shape;
+        let mut read = vec![&call.q, &call.k, &call.v, cotangents.out];
+        read.extend(&saved.states);
+        read.extend(cotangents.kv);
+        let target = |arg, target: Option<&Tensor>, shape: [usize; 4]| {
+            let Some(target) = target else { return Ok(None) };
+            check_device(arg, target, &self.gpu)?;
+            check_form(arg, target, &shape, call.dtype())?;
+            Target::of(arg, target, &read).map(Some)
+        };
+        let grads = [
+            target("dq", targets.dq, shape.q())?,
+            target("dk", targets.dk, shape.k())?,
+            target("dv", targets.dv, shape.v())?,
+        ];
+        let d_kv = match targets.d_kv {
+            Some(d_kv) => {
+                check_state("d_kv", &self.gpu, d_kv, shape)?;
+                Target::of_state("d_kv", d_kv, &read)?
+            }
+            None => Target::state(&self.gpu, kv_shape(shape))?,
+        };
+        self.write(saved, cotangents, grads.each_ref().map(Option::as_ref), &d_kv)?;
+        for target in grads.into_iter().flatten().chain([d_kv]) {
+            target.finish()?;
+        }
+        Ok(())
+    }
+
+    fn write(
+        &self,
+        saved: &Saved,
+        cotangents: Cotangents<'_>,
+        grads: [Option<&Target>; 3],
+        d_kv: &Target,
+    ) -> Result<()> {
         let call = &saved.call;
         let shape = &call.shape;
         check_device("d_out", cotangents.out, &self.gpu)?;
@@ -40,29 +100,19 @@ impl LinearAttention {
         if let Some(kv) = cotangents.kv {
             check_state("d_kv", &self.gpu, kv, shape)?;
         }
-        let dq = Target::new(&self.gpu, shape.q(), call.dtype())?;
-        let dk = Target::new(&self.gpu, shape.k(), call.dtype())?;
-        let dv = Target::new(&self.gpu, shape.v(), call.dtype())?;
-        let d_kv = Target::state(&self.gpu, kv_shape(shape))?;
         match &saved.states {
             Some(states) if !is_empty(shape) => {
-                let written = Written {
-                    dq: &dq.written,
-                    dk: &dk.written,
-                    dv: &dv.written,
-                    d_kv: &d_kv.written,
-                };
-                self.gradients(call, states, cotangents, &written)?;
+                let [dq, dk, dv] = grads.map(|target| target.map(|target| &target.written));
+                let written = Written { dq, dk, dv, d_kv: &d_kv.written };
+                self.gradients(call, states, cotangents, &written)
             }
             _ => {
-                for (target, from) in
-                    [(&dq, None), (&dk, None), (&dv, None), (&d_kv, cotangents.kv)]
-                {
-                    target.fill(from)?;
+                for target in grads.into_iter().flatten() {
+                    target.fill(None)?;
                 }
+                d_kv.fill(cotangents.kv)
             }
         }
-        Ok(Grads { dq: dq.finish()?, dk: dk.finish()?, dv: dv.finish()?, d_kv: d_kv.finish()? })
     }
 
     fn gradients(
@@ -74,10 +124,11 @@ impl LinearAttention {
     ) -> Result<()> {
         let d_out = vec4(cotangents.out)?;
         let last = cotangents.kv.map(padded_state).transpose()?;
-        let tensors = Tensors {
-            heads: &[&call.q, &d_out, written.dq],
-            keys: &[&call.k, &call.v, written.dk, written.dv],
-        };
+        let mut heads = vec![&call.q, &d_out];
+        heads.extend(written.dq);
+        let mut keys = vec![&call.k, &call.v];
+        keys.extend(written.dk.iter().chain(&written.dv).copied());
+        let tensors = Tensors { heads: &heads, keys: &keys };
         let plan = self.plan(call, &tensors, Some(states))?;
         for part in &plan.parts {
             let last = last.as_ref().map(|last| part.of_heads(last)).transpose()?;
@@ -100,9 +151,11 @@ impl LinearAttention {
         for run in plan.runs().into_iter().rev() {
             let by_head = |tensor: &Tensor| plan.tokens_of(&part.of_heads(tensor)?, &run);
             let by_key = |tensor: &Tensor| plan.tokens_of(&part.of_keys(tensor)?, &run);
-            let [q, d_out, dq] = [by_head(&call.q)?, by_head(d_out)?, by_head(written.dq)?];
+            let [q, d_out] = [by_head(&call.q)?, by_head(d_out)?];
             let [k, v] = [by_key(&call.k)?, by_key(&call.v)?];
-            let [dk, dv] = [by_key(written.dk)?, by_key(written.dv)?];
+            let dq = written.dq.map(by_head).transpose()?;
+            let dk = written.dk.map(by_key).transpose()?;
+            let dv = written.dv.map(by_key).transpose()?;
             let states = &part.of_heads(states)?.narrow(2, run.start, run.len())?;
             let later = &self.states_like(&d_kv, run.len())?;
             let before = if run.start == 0 { d_kv.clone() } else { self.states_like(&d_kv, 1)? };
@@ -121,6 +174,7 @@ impl LinearAttention {
                 (&v, &d_out, &q, later, &dk, true, true),
                 (&k, &q, &d_out, later, &dv, true, false),
             ] {
+                let Some(out) = out else { continue };
                 sweep.rows(&Rows { a, b, x, states, out, upper, transposed })?;
             }
         }

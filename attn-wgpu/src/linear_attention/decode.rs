@@ -1,11 +1,12 @@
 //! The next token of each sequence.
 
-use super::call::{Call, Target, check_state, is_empty};
+use super::call::{Call, check_state, is_empty};
 use super::{Inputs, LinearAttention};
 use crate::capabilities::{Capabilities, DeviceKind};
 use crate::error::Result;
 use crate::kernel::{Call as Dispatch, Constants, KernelSource};
 use crate::rows::{Place, SNIPPETS, bind, check_device, check_form, storage};
+use crate::target::Target;
 use crate::tensor::{DType, Tensor};
 
 pub(super) const DECODE: KernelSource = KernelSource {
@@ -68,7 +69,7 @@ impl LinearAttention {
         if call.shape.queries != 1 || is_empty(&call.shape) || !in_place || !self.fits(kv) {
             return self.forward_into(inputs.with_state(kv), out, kv);
         }
-        let target = Target::of(out)?;
+        let target = Target::of("out", out, &[])?;
         self.token(&call, kv, &target.written)?;
         target.finish()?;
         Ok(())

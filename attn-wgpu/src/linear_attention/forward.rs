@@ -1,10 +1,11 @@
 //! The forward pass.
 
-use super::call::{Call, Target, check_state, is_empty, kv_shape};
+use super::call::{Call, check_state, is_empty, kv_shape};
 use super::sweep::{Limits, Part, Plan, Rows, States, Sweep};
 use super::{Inputs, LinearAttention, Output, Saved};
 use crate::error::Result;
 use crate::rows::{check_device, check_form};
+use crate::target::Target;
 use crate::tensor::{DType, Tensor};
 
 impl Saved {
@@ -46,7 +47,8 @@ impl LinearAttention {
     /// As [`LinearAttention::forward`], and [`attn_core::Error`] for targets of another shape or type.
     pub fn forward_into(&self, inputs: Inputs<'_>, out: &Tensor, kv: &Tensor) -> Result<()> {
         let call = self.call_into(inputs, out, kv)?;
-        self.run(&call, inputs.kv, Target::of(out)?, Target::of_state(kv)?, None)?;
+        let [out, kv] = targets(inputs, out, kv)?;
+        self.run(&call, inputs.kv, out, kv, None)?;
         Ok(())
     }
 
@@ -76,7 +78,8 @@ impl LinearAttention {
     ) -> Result<Saved> {
         let call = self.call_into(inputs, out, kv)?;
         let states = self.kept(&call)?;
-        self.run(&call, inputs.kv, Target::of(out)?, Target::of_state(kv)?, states.as_ref())?;
+        let [out, kv] = targets(inputs, out, kv)?;
+        self.run(&call, inputs.kv, out, kv, states.as_ref())?;
         Ok(Saved { call, states })
     }
 
@@ -217,6 +220,14 @@ impl LinearAttention {
 pub(super) struct Tensors<'a> {
     pub(super) heads: &'a [&'a Tensor],
     pub(super) keys: &'a [&'a Tensor],
+}
+
+/// What a call writes of callers' tensors. A state that is that of the inputs, too, is not written before it
+/// was read for the last time.
+fn targets(inputs: Inputs<'_>, out: &Tensor, kv: &Tensor) -> Result<[Target; 2]> {
+    let mut read = vec![inputs.k, inputs.v];
+    read.extend(inputs.kv);
+    Ok([Target::of("out", out, &[])?, Target::of_state("kv", kv, &read)?])
 }
 
 /// The results where nothing is summed.

@@ -121,6 +121,20 @@ pub struct Grads {
     pub d_kv: Tensor,
 }
 
+/// Where [`LinearAttention::backward_into`] writes gradients, of the shapes and types of [`Grads`]; what has
+/// no target is not computed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Targets<'a> {
+    /// By the queries.
+    pub dq: Option<&'a Tensor>,
+    /// By the keys.
+    pub dk: Option<&'a Tensor>,
+    /// By the values.
+    pub dv: Option<&'a Tensor>,
+    /// By the state before the first token.
+    pub d_kv: Option<&'a Tensor>,
+}
+
 /// Causal linear attention with a decay for each head.
 #[derive(Clone)]
 pub struct LinearAttention {

@@ -13,6 +13,7 @@
 //! group's queries stream past. The transposed plan then says for each key where the results of its
 //! groups are, and they are added in the order of groups.
 
+use attn_core::AttentionShape;
 use attn_core::plan::Combine;
 
 use super::device::DevicePlan;
@@ -21,7 +22,7 @@ use super::gradients::Backward;
 use super::params::{Pass, chunk, pack};
 use crate::attention::variant::Variant;
 use crate::attention::{Cotangents, Inputs, Output, Saved as DenseSaved};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops;
 use crate::tensor::{DType, Tensor};
 
@@ -53,6 +54,20 @@ pub struct Grads {
     pub d_gates: Vec<Option<Tensor>>,
 }
 
+/// Where [`PlanAttention::backward_into`] writes gradients, of the shapes and types of [`Grads`]; what has no
+/// target is not computed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Targets<'a> {
+    /// By the queries.
+    pub dq: Option<&'a Tensor>,
+    /// By the keys.
+    pub dk: Option<&'a Tensor>,
+    /// By the values.
+    pub dv: Option<&'a Tensor>,
+    /// By the gates of each part.
+    pub d_gates: &'a [Option<&'a Tensor>],
+}
+
 impl PlanAttention {
     /// [`PlanAttention::forward`], and what [`PlanAttention::backward`] needs of it.
     ///
@@ -76,38 +91,17 @@ impl PlanAttention {
     /// and has no derivative.
     pub fn backward(&self, saved: &Saved, cotangents: Cotangents<'_>) -> Result<Grads> {
         let (dense, plan) = (&saved.dense, &self.masked(&saved.plan)?);
-        let inputs = dense.inputs();
-        let shape = self.check(inputs, plan)?;
-        self.dense.check_cotangents(dense, cotangents, &shape)?;
-        let dtype = inputs.q.dtype();
-        let call = self.dense.prepare(inputs, shape)?;
-        let (width_qk, width_v) = (call.q.shape()[3], call.v.shape()[3]);
-        let dq_shape = [shape.batch, shape.heads, shape.queries, width_qk];
-        let kv_shape = [shape.batch, shape.heads_kv, shape.keys, width_qk + width_v];
-        let dkv = Tensor::zeros(&self.gpu, &kv_shape, DType::F32)?;
-        let gates = Gates::new(self, plan)?;
-        let dq = if shape.batch * shape.heads * shape.queries * shape.keys == 0 {
-            Tensor::zeros(&self.gpu, &dq_shape, dtype)?
-        } else {
-            let dq = Tensor::uninit(&self.gpu, &dq_shape, dtype)?;
-            let runs = self.runs(&call, plan);
-            Backward::new(self, runs, dense, cotangents)?.run(&dq, &dkv, &gates.words)?;
-            dq
-        };
-        let dkv = if dkv.is_empty() {
-            Tensor::zeros(&self.gpu, &kv_shape, dtype)?
-        } else {
-            ops::convert(&dkv, dtype)?
-        };
-        Ok(Grads {
-            dq: dq.narrow(3, 0, shape.dim_qk)?,
-            dk: dkv.narrow(3, 0, shape.dim_qk)?,
-            dv: dkv.narrow(3, width_qk, shape.dim_v)?,
-            d_gates: gates.finish()?,
-        })
+        let shape = self.check_backward(dense, plan, cotangents)?;
+        let [dq, dk, dv] = self.dense.new_targets(dense, &shape)?;
+        let dkv = Some([&dk.written, &dv.written]);
+        let d_gates = self.gradients((dense, plan, shape), cotangents, Some(&dq.written), dkv)?;
+        Ok(Grads { dq: dq.view, dk: dk.view, dv: dv.view, d_gates })
     }
 
-    /// [`PlanAttention::backward`] into a caller's tensors, by a copy on the device.
+    /// [`PlanAttention::backward`] into callers' tensors of the shapes and types of [`Grads`]. They are
+    /// written directly where they are contiguous, of whole groups of four elements, and begin at one, and
+    /// those of keys and values f32; else a copy or conversion on the device follows. They must not overlap
+    /// each other.
     ///
     /// # Errors
     /// As [`PlanAttention::backward`], and [`attn_core::Error`] for targets of another shape or type.
@@ -115,18 +109,64 @@ impl PlanAttention {
         &self,
         saved: &Saved,
         cotangents: Cotangents<'_>,
-        targets: &Grads,
+        targets: Targets<'_>,
     ) -> Result<()> {
-        let grads = self.backward(saved, cotangents)?;
-        ops::copy(&grads.dq, &targets.dq)?;
-        ops::copy(&grads.dk, &targets.dk)?;
-        ops::copy(&grads.dv, &targets.dv)?;
-        for (own, target) in grads.d_gates.iter().zip(&targets.d_gates) {
+        let (dense, plan) = (&saved.dense, &self.masked(&saved.plan)?);
+        let shape = self.check_backward(dense, plan, cotangents)?;
+        let rows = [targets.dq, targets.dk, targets.dv];
+        let wanted = self.dense.wanted(dense, cotangents, &shape, rows)?;
+        let (dq, dkv) = (wanted.dq(), wanted.dkv());
+        let d_gates = self.gradients((dense, plan, shape), cotangents, dq, dkv)?;
+        wanted.finish()?;
+        for (own, target) in d_gates.iter().zip(targets.d_gates) {
             if let (Some(own), Some(target)) = (own, target) {
                 ops::copy(own, target)?;
             }
         }
         Ok(())
+    }
+
+    fn check_backward(
+        &self,
+        dense: &DenseSaved,
+        plan: &DevicePlan,
+        cotangents: Cotangents<'_>,
+    ) -> Result<AttentionShape> {
+        let shape = self.check(dense.inputs(), plan)?;
+        self.dense.check_cotangents(dense, cotangents, &shape)?;
+        Ok(shape)
+    }
+
+    /// Writes rows of whole groups of four elements, and returns the gradients of gates.
+    fn gradients(
+        &self,
+        (dense, plan, shape): (&DenseSaved, &DevicePlan, AttentionShape),
+        cotangents: Cotangents<'_>,
+        dq: Option<&Tensor>,
+        dkv: Option<[&Tensor; 2]>,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let dtype = dense.inputs().q.dtype();
+        // Rounds add to the gradients of keys and values, in f32.
+        let sums = |target: &Tensor| match dtype {
+            DType::F32 => ops::fill(target, &[0; 4]).map(|()| target.clone()),
+            _ => Tensor::zeros(&self.gpu, target.shape(), DType::F32),
+        };
+        let sums = dkv.map(|[dk, dv]| Ok::<_, Error>([sums(dk)?, sums(dv)?])).transpose()?;
+        let gates = Gates::new(self, plan)?;
+        if shape.batch * shape.heads * shape.queries * shape.keys > 0 {
+            let call = self.dense.prepare(dense.inputs(), shape)?;
+            let runs = self.runs(&call, plan);
+            let sums = sums.as_ref().map(|sums| sums.each_ref());
+            Backward::new(self, runs, dense, cotangents)?.run(dq, sums, &gates.words)?;
+        } else if let Some(dq) = dq {
+            ops::copy(&Tensor::zeros(&self.gpu, dq.shape(), dtype)?, dq)?;
+        }
+        for (target, sum) in dkv.into_iter().flatten().zip(sums.iter().flatten()) {
+            if dtype != DType::F32 {
+                ops::convert_into(sum, target)?;
+            }
+        }
+        gates.finish()
     }
 
     /// Passes over the items of work: forward, by queries, by keys.

@@ -6,8 +6,8 @@ use super::executor::{Need, PlanAttention, Run};
 use super::merge::Target;
 use super::params::{Geometry, Pass, pack};
 use super::round::{Steps, Sweep, plan_kernel};
-use crate::attention::backward::{WORK_KV, WORK_Q};
 use crate::attention::call::{Bounds, bind, vec4};
+use crate::attention::gradients::{WORK_KV, WORK_Q};
 use crate::attention::jobs::{Grid, Job, bytes};
 use crate::attention::mask_table::Side;
 use crate::attention::params::Common;
@@ -63,8 +63,10 @@ struct PlaceParams {
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct SumParams {
     count: u32,
-    width: u32,
-    start: u32,
+    width_qk: u32,
+    width_v: u32,
+    dk_start: u32,
+    dv_start: u32,
 }
 
 /// One backward pass.
@@ -140,14 +142,23 @@ impl<'a> Backward<'a> {
         Ok(Backward { attention, forward, queries, keys, d_out, rows, jobs, words })
     }
 
-    /// Writes `dq`, and adds to `dkv` and to the gradients of gates.
-    pub(super) fn run(&self, dq: &Tensor, dkv: &Tensor, gates: &Tensor) -> Result<()> {
+    /// Writes `dq`, and adds to `dkv`, f32, and to the gradients of gates.
+    pub(super) fn run(
+        &self,
+        dq: Option<&Tensor>,
+        dkv: Option<[&Tensor; 2]>,
+        gates: &Tensor,
+    ) -> Result<()> {
         for job in &self.jobs {
             if self.keys.plan.is_weighted() {
                 self.group_stats(job, gates)?;
             }
-            self.query_round(job, dq)?;
-            self.key_round(job, dkv)?;
+            if let Some(dq) = dq {
+                self.query_round(job, dq)?;
+            }
+            if let Some(dkv) = dkv {
+                self.key_round(job, dkv)?;
+            }
         }
         Ok(())
     }
@@ -166,11 +177,11 @@ impl<'a> Backward<'a> {
         self.attention.merge(run, job, &steps, (&parts, &items), target)
     }
 
-    fn key_round(&self, job: &Job, dkv: &Tensor) -> Result<()> {
+    fn key_round(&self, job: &Job, dkv: [&Tensor; 2]) -> Result<()> {
         let run = &self.keys;
         let steps = run.steps(job);
         let items = self.words.region(self.words.items, steps.words())?;
-        let width = dkv.shape()[3];
+        let width = dkv.map(|grad| grad.shape()[3]).iter().sum::<usize>();
         let slots = steps.items() as usize * run.chunk;
         if slots == 0 {
             return Ok(());
@@ -243,7 +254,7 @@ impl<'a> Backward<'a> {
         job: &Job,
         steps: &Steps,
         (items, parts): (&Tensor, &Tensor),
-        dkv: &Tensor,
+        dkv: [&Tensor; 2],
     ) -> Result<()> {
         let gpu = &self.attention.gpu;
         let shape = &run.call.shape;
@@ -276,13 +287,15 @@ impl<'a> Backward<'a> {
             gpu.kernel(&PLACES, pass.constants(constants))?.dispatch(gpu, &dispatch)?;
         }
         let sorted = counting_sort(&places, job.batch.len() * heads.len() * shape.keys)?;
-        let own =
-            dkv.narrow(0, job.batch.start, job.batch.len())?.narrow(1, heads.start, heads.len())?;
-        let (grads, start) = own.binding();
+        let own = |grad| job.window(grad, &heads, &(0..shape.keys));
+        let (own_k, own_v) = (own(dkv[0])?, own(dkv[1])?);
+        let [(dk, dk_start), (dv, dv_start)] = [own_k.binding(), own_v.binding()];
         let params = SumParams {
-            count: (own.len() / 4) as u32,
-            width: (dkv.shape()[3] / 4) as u32,
-            start: (start / 4) as u32,
+            count: ((own_k.len() + own_v.len()) / 4) as u32,
+            width_qk: (own_k.shape()[3] / 4) as u32,
+            width_v: (own_v.shape()[3] / 4) as u32,
+            dk_start: (dk_start / 4) as u32,
+            dv_start: (dv_start / 4) as u32,
         };
         let (constants, per_group) = each_constants(gpu.capabilities(), 1);
         let dispatch = Dispatch {
@@ -290,7 +303,8 @@ impl<'a> Backward<'a> {
                 parts.binding().0,
                 sorted.offsets.binding().0,
                 sorted.order.binding().0,
-                grads,
+                dk,
+                dv,
             ],
             params: bytemuck::bytes_of(&params),
             groups: u64::from(params.count).div_ceil(per_group),
@@ -346,12 +360,13 @@ fn jobs(
         let rows = queries(plan, job);
         let d_out = bytes(&job.window(d_out, &job.heads, &rows)?);
         let heads_kv = job.heads_kv(shape.group()).len();
-        let dkv = job.batch.len() * heads_kv * shape.keys * (width_qk + width_v) * 4;
+        let by_key = |width: usize| (job.batch.len() * heads_kv * shape.keys * width * 4) as u64;
         let stats = shape.batch * shape.heads * shape.queries * 8;
         let by_query = by_query.steps(job).items() * (by_query.tile * width_qk * 4) as u64;
         let mut windows = vec![
             ("d_out", d_out),
-            ("dk and dv", dkv as u64),
+            ("dk", by_key(width_qk)),
+            ("dv", by_key(width_v)),
             ("lse", stats as u64),
             ("partial results", by_query),
         ];

@@ -17,6 +17,6 @@ mod params;
 mod round;
 mod transfer;
 
-pub use self::backward::{Grads, Saved};
+pub use self::backward::{Grads, Saved, Targets};
 pub use self::device::{DeviceEntries, DevicePart, DevicePlan, DeviceRows, Region};
 pub use self::executor::PlanAttention;

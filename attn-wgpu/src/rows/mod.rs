@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::kernel::{Binding, Constants};
 use crate::ops;
+use crate::target::refuse_repeats;
 use crate::tensor::{DType, Tensor};
 use crate::vec4::{four, is_vec4, vec4};
 
@@ -234,11 +235,7 @@ pub(crate) fn write(
 
 /// Fills a caller's tensor by `write`, directly where [`source`] would return the tensor itself.
 pub(crate) fn write_into(out: &Tensor, write: impl FnOnce(&Tensor) -> Result<()>) -> Result<()> {
-    let repeats = out.shape().iter().zip(out.strides()).any(|(&n, &s)| n > 1 && s == 0);
-    if repeats {
-        let expected = "a tensor without repeated elements";
-        return Err(attn_core::Error::shape("out", expected, out.shape()).into());
-    }
+    refuse_repeats("out", out)?;
     let target = four(out);
     if out.is_empty() {
         return Ok(());

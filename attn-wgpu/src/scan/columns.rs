@@ -3,6 +3,7 @@
 use super::{bound, check_numbers, check_rows, constants, group_of, numbers, run, scan_kernel};
 use crate::error::Result;
 use crate::kernel::{Constants, KernelSource};
+use crate::ops::{self, check_target, write_rows};
 use crate::rows::{self, Place};
 use crate::tensor::{DType, Tensor};
 
@@ -67,20 +68,56 @@ struct Params {
 /// # Errors
 /// [`attn_core::Error`] for shapes or types that do not fit; errors of the device.
 pub fn column_sums(call: Columns<'_>) -> Result<Tensor> {
+    let [batch, heads, width] = check(&call)?;
+    let padded = [batch, heads, width.next_multiple_of(4)];
+    let out = Tensor::uninit(call.x.gpu(), &padded, DType::F32)?;
+    sums_into(call, &out)?;
+    out.narrow(2, 0, width)
+}
+
+/// [`column_sums`] into a caller's tensor, which may have another type: directly where [`write_rows`] writes
+/// directly.
+///
+/// # Errors
+/// As [`column_sums`], and [`attn_core::Error`] for a target of another shape.
+pub fn column_sums_into(call: Columns<'_>, out: &Tensor) -> Result<()> {
+    let shape = check(&call)?;
+    check_target("out", out, call.x.gpu(), &shape)?;
+    let mut read = vec![call.x];
+    read.extend(call.weights);
+    write_rows(out, &read, |out| sums_into(call, out))?;
+    Ok(())
+}
+
+/// The shape of the result.
+fn check(call: &Columns<'_>) -> Result<[usize; 3]> {
     let gpu = call.x.gpu();
     let [batch, heads_x, tokens, width] = check_rows("x", call.x, gpu)?;
     let heads = call.weights.and_then(|w| w.shape().get(1).copied()).unwrap_or(heads_x);
-    let group = group_of("x", heads_x, heads, call.x.shape())?;
+    group_of("x", heads_x, heads, call.x.shape())?;
     if let Some(weights) = call.weights {
         check_numbers("weights", weights, &[batch, heads, tokens], gpu)?;
     }
-    if batch * heads * tokens * width == 0 {
-        return Tensor::zeros(gpu, &[batch, heads, width], DType::F32);
+    Ok([batch, heads, width])
+}
+
+/// Into f32 `[batch, heads, padded width]`, contiguous from the beginning of a binding on.
+fn sums_into(call: Columns<'_>, out: &Tensor) -> Result<()> {
+    let gpu = call.x.gpu();
+    let (x_shape, heads) = (call.x.shape(), out.shape()[1]);
+    let (batch, tokens) = (x_shape[0], x_shape[2]);
+    let group = heads / x_shape[1].max(1);
+    if tokens == 0 || out.is_empty() {
+        return ops::fill(out, &[0; 4]);
     }
     let x = rows::source(call.x)?;
     let tile = super::tile(tokens);
     let (tiles, padded) = (tokens.div_ceil(tile), x.shape()[3]);
-    let sums = Tensor::uninit(gpu, &[batch, heads, tiles, padded], DType::F32)?;
+    let by_tile = [batch, heads, tiles, padded];
+    let sums = match tiles {
+        1 => out.reshape(&by_tile)?,
+        _ => Tensor::uninit(gpu, &by_tile, DType::F32)?,
+    };
     let weights = call.weights.map(numbers);
     let mut tensors = vec![&sums, &x];
     tensors.extend(&weights);
@@ -117,9 +154,9 @@ pub fn column_sums(call: Columns<'_>) -> Result<Tensor> {
         run(gpu, (&COLUMNS, constants), &bindings, bytemuck::bytes_of(&params), rows, tile)
     })?;
     if tiles > 1 {
-        return column_sums(Columns::new(&sums).with_factor(call.factor))?.narrow(2, 0, width);
+        return sums_into(Columns::new(&sums).with_factor(call.factor), out);
     }
-    sums.reshape(&[batch, heads, padded])?.narrow(2, 0, width)
+    Ok(())
 }
 
 pub(crate) fn flags(weights: bool, dtype: DType, constants: Constants) -> Constants {

@@ -22,7 +22,7 @@ mod recurrence;
 mod softmax;
 mod state;
 
-pub use columns::{Columns, column_sums};
+pub use columns::{Columns, column_sums, column_sums_into};
 pub use dots::{RowDot, row_dot, row_dot_into};
 pub use recurrence::{Direction, Recurrence, Scanned, recurrence, recurrence_into};
 pub use softmax::{SoftmaxScan, softmax_fold, softmax_scan, softmax_scan_into};

@@ -1,6 +1,8 @@
 //! What the test files share.
 #![allow(dead_code, missing_docs)]
 
+#[path = "../../src/testing/frame.rs"]
+pub mod frame;
 pub mod plans;
 pub mod rows;
 

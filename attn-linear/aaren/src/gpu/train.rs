@@ -2,8 +2,8 @@
 
 use attn_core::Error;
 use attn_wgpu::scan::{
-    self, Columns, Recurrence, RowDot, Scanned, column_sums, recurrence, row_dot, row_dot_into,
-    softmax_scan, softmax_scan_into,
+    self, Columns, Recurrence, RowDot, Scanned, column_sums, column_sums_into, recurrence, row_dot,
+    row_dot_into, softmax_scan, softmax_scan_into,
 };
 use attn_wgpu::{DType, Result, Tensor, ops};
 
@@ -119,6 +119,18 @@ pub struct Grads {
     pub d_state: Option<(Tensor, Tensor)>,
 }
 
+/// Where [`Aaren::backward_into`] writes gradients, of the shapes of [`Grads`], each in its own type; what has no
+/// target is not computed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Targets<'a> {
+    /// By the queries.
+    pub dq: Option<&'a Tensor>,
+    /// By the keys.
+    pub dk: Option<&'a Tensor>,
+    /// By the values.
+    pub dv: Option<&'a Tensor>,
+}
+
 /// R, rho and lambda of all tokens, in rows of the padded outputs and four numbers more.
 struct Carry {
     scanned: Scanned,
@@ -132,12 +144,8 @@ impl Aaren {
     /// # Errors
     /// As [`Aaren::forward`].
     pub fn forward_saved(&self, inputs: Inputs<'_>) -> Result<(Output, Saved)> {
-        let call = self.call(inputs)?;
-        let scores = call.scores()?;
-        let scan = softmax_scan(&scores, inputs.v, call.first(), DType::F32)?;
-        let out = ops::convert(&scan.out, inputs.v.dtype())?;
-        let saved = Saved::new(inputs, scores, scan.out, scan.lse, State::new(scan.last));
-        Ok((saved.output(out), saved))
+        let out = Tensor::uninit(&self.gpu, &self.shape(&inputs)?.out(), inputs.v.dtype())?;
+        self.forward_saved_into(inputs, &out)
     }
 
     /// [`Aaren::forward_saved`] with the outputs `[batch, heads, tokens, dim_v]` in a caller's tensor, in its own
@@ -165,11 +173,38 @@ impl Aaren {
     /// # Errors
     /// [`attn_core::Error`] for cotangents of other shapes or types; errors of the device.
     pub fn backward(&self, saved: &Saved, cotangents: Cotangents<'_>) -> Result<Grads> {
+        let new = |x: &Tensor| Tensor::uninit(&self.gpu, x.shape(), x.dtype());
+        let (dq, dk, dv) = (new(&saved.q)?, new(&saved.k)?, new(&saved.v)?);
+        let targets = Targets { dq: Some(&dq), dk: Some(&dk), dv: Some(&dv) };
+        let d_state = self.backward_into(saved, cotangents, targets)?;
+        Ok(Grads { dq, dk, dv, d_state })
+    }
+
+    /// [`Aaren::backward`] into callers' tensors: directly where they are f32, contiguous from where a binding may
+    /// begin, and of whole groups of four elements; else a conversion or a copy on the device follows. They must
+    /// not overlap each other. Returns [`Grads::d_state`].
+    ///
+    /// # Errors
+    /// As [`Aaren::backward`], and [`attn_core::Error`] for targets of another shape or of integers.
+    pub fn backward_into(
+        &self,
+        saved: &Saved,
+        cotangents: Cotangents<'_>,
+        targets: Targets<'_>,
+    ) -> Result<Option<(Tensor, Tensor)>> {
         let call = self.call(saved.inputs())?;
         check(&call, &cotangents)?;
+        let Targets { dq, dk, dv } = targets;
+        for (arg, target, like) in
+            [("dq", dq, &saved.q), ("dk", dk, &saved.k), ("dv", dv, &saved.v)]
+        {
+            if let Some(target) = target {
+                ops::check_target(arg, target, &self.gpu, like.shape())?;
+            }
+        }
         let shape = call.shape;
         if shape.batch * shape.heads * shape.queries == 0 {
-            return self.nothing(saved, &call, cotangents);
+            return self.nothing(saved, &call, cotangents, targets);
         }
         let carry = self.carry(saved, &call, cotangents)?;
         let r = carry.scanned.h.narrow(3, 0, shape.dim_v)?;
@@ -185,18 +220,16 @@ impl Aaren {
             steps: 1,
         };
         run.record(&self.gpu)?;
-        let q = whole(&call.q)?;
-        let dk = self.spread(&call, &ds, &q, shape.dim_qk, call.scale)?;
-        let dv = self.spread(&call, &p, &r, shape.dim_v, 1.0)?;
-        Ok(Grads {
-            dq: ops::convert(&self.queries(saved, &call, &ds)?, saved.q.dtype())?,
-            dk: ops::convert(&dk, saved.k.dtype())?,
-            dv: ops::convert(&dv, saved.v.dtype())?,
-            d_state: match &saved.state {
-                Some(state) => Some(self.first(saved, &carry, state)?),
-                None => None,
-            },
-        })
+        if let Some(dq) = dq {
+            self.queries(saved, &call, &ds, dq)?;
+        }
+        if let Some(dk) = dk {
+            self.spread(&call, &ds, &whole(&call.q)?, call.scale, dk)?;
+        }
+        if let Some(dv) = dv {
+            self.spread(&call, &p, &r, 1.0, dv)?;
+        }
+        saved.state.as_ref().map(|state| self.first(saved, &carry, state)).transpose()
     }
 
     /// R, rho and lambda.
@@ -252,56 +285,55 @@ impl Aaren {
         Ok(Some(last))
     }
 
-    /// `factor sum f y` over the heads that share a key, `[batch, heads_kv, tokens, dim]`.
+    /// `factor sum f y` over the heads that share a key, into `out` `[batch, heads_kv, tokens, dim]`.
     fn spread(
         &self,
         call: &Call<'_>,
         f: &Tensor,
         y: &Tensor,
-        dim: usize,
         factor: f32,
-    ) -> Result<Tensor> {
+        out: &Tensor,
+    ) -> Result<()> {
         let shape = call.shape;
-        let padded = dim.next_multiple_of(4);
-        let extents = [shape.batch, shape.heads_kv, shape.queries, padded];
-        let out = Tensor::uninit(&self.gpu, &extents, DType::F32)?;
         let stride = |d: usize| if y.shape()[d] > 1 { y.strides()[d] / 4 } else { 0 };
-        let numbers = [
-            shape.heads_kv,
-            shape.queries,
-            padded / 4,
-            shape.group(),
-            y.binding().1 / 4,
-            stride(0),
-            stride(1),
-            stride(2),
-        ];
-        let mut params: Vec<u32> = numbers.iter().map(|&number| number as u32).collect();
-        params.push(factor.to_bits());
-        let run = Run {
-            source: &SPREAD,
-            tensors: &[f, y, &out],
-            count: out.len() / 4,
-            params: &params,
-            steps: shape.group(),
+        let start = y.binding().1 / 4;
+        let record = |out: &Tensor| {
+            let chunks = out.shape()[3] / 4;
+            let numbers = [
+                shape.heads_kv,
+                shape.queries,
+                chunks,
+                shape.group(),
+                start,
+                stride(0),
+                stride(1),
+                stride(2),
+            ];
+            let mut params: Vec<u32> = numbers.iter().map(|&number| number as u32).collect();
+            params.push(factor.to_bits());
+            let run = Run {
+                source: &SPREAD,
+                tensors: &[f, y, out],
+                count: out.len() / 4,
+                params: &params,
+                steps: shape.group(),
+            };
+            run.record(&self.gpu)
         };
-        if dim > 0 {
-            run.record(&self.gpu)?;
-        }
-        out.narrow(3, 0, dim)?.contiguous()
+        ops::write_rows(out, &[f, y], record)?;
+        Ok(())
     }
 
-    /// By the queries, f32 of their shape.
-    fn queries(&self, saved: &Saved, call: &Call<'_>, ds: &Tensor) -> Result<Tensor> {
+    /// By the queries, into a tensor of their shape.
+    fn queries(&self, saved: &Saved, call: &Call<'_>, ds: &Tensor, out: &Tensor) -> Result<()> {
         let sums = Columns::new(&saved.k).with_weights(ds).with_factor(call.scale);
-        let sums = column_sums(sums)?;
         if saved.q.shape().len() == 3 {
-            return Ok(sums);
+            return column_sums_into(sums, out);
         }
         // Over the batch, which then takes the place of the tokens.
-        let by_head = sums.permute(&[1, 0, 2])?.split(0, &[1, call.shape.heads])?;
-        let [heads, dim] = [call.shape.heads, call.shape.dim_qk];
-        column_sums(Columns::new(&by_head))?.contiguous()?.reshape(&[heads, dim])
+        let heads = call.shape.heads;
+        let by_head = column_sums(sums)?.permute(&[1, 0, 2])?.split(0, &[1, heads])?;
+        column_sums_into(Columns::new(&by_head), &out.split(0, &[1, heads])?)
     }
 
     /// By the state before the first token.
@@ -324,22 +356,27 @@ impl Aaren {
     }
 
     /// Gradients of a call without tokens: those of the state are the cotangents.
-    fn nothing(&self, saved: &Saved, call: &Call<'_>, cotangents: Cotangents<'_>) -> Result<Grads> {
-        let zeros = |x: &Tensor| Tensor::zeros(&self.gpu, x.shape(), x.dtype());
+    fn nothing(
+        &self,
+        saved: &Saved,
+        call: &Call<'_>,
+        cotangents: Cotangents<'_>,
+        targets: Targets<'_>,
+    ) -> Result<Option<(Tensor, Tensor)>> {
+        for target in [targets.dq, targets.dk, targets.dv].into_iter().flatten() {
+            let zeros = Tensor::zeros(&self.gpu, target.shape(), target.dtype())?;
+            ops::convert_into(&zeros, target)?;
+        }
+        if saved.state.is_none() {
+            return Ok(None);
+        }
         let [batch, heads, _, dim] = call.shape.out();
         let given = |x: Option<&Tensor>, shape: &[usize]| match x {
             Some(x) => Ok(x.clone()),
             None => Tensor::zeros(&self.gpu, shape, DType::F32),
         };
-        let d_state = match &saved.state {
-            Some(_) => Some((
-                given(cotangents.state_out, &[batch, heads, dim])?,
-                given(cotangents.state_lse, &[batch, heads])?,
-            )),
-            None => None,
-        };
-        let (dq, dk, dv) = (zeros(&saved.q)?, zeros(&saved.k)?, zeros(&saved.v)?);
-        Ok(Grads { dq, dk, dv, d_state })
+        let d_out = given(cotangents.state_out, &[batch, heads, dim])?;
+        Ok(Some((d_out, given(cotangents.state_lse, &[batch, heads])?)))
     }
 }
 

@@ -92,21 +92,19 @@ pub(super) struct Pass {
     pub(super) weighted: Tensor,
     /// alloc / I.
     pub(super) scale: Tensor,
-    /// f32 `[batch, heads, queries, padded dim]`.
-    pub(super) out: Tensor,
     /// f32 `[batch * heads, padded dim_qk, padded dim_v]`.
     pub(super) memory: Tensor,
     pub(super) linear: Option<SavedLinear>,
     pub(super) state: Option<State>,
-    converted: Tensor,
 }
 
 impl Pass {
-    pub(super) fn output(&self) -> Result<Output> {
+    /// With the output `out`.
+    pub(super) fn output(&self, out: Tensor) -> Result<Output> {
         let AttentionShape { batch, heads, dim_qk, dim_v, .. } = self.shape;
         let memory = self.memory.split(0, &[batch, heads])?;
         Ok(Output {
-            out: self.converted.clone(),
+            out,
             flows: Some(self.flows.clone()),
             memory: memory.narrow(2, 0, dim_qk)?.narrow(3, 0, dim_v)?,
             state: self.state.clone(),
@@ -115,7 +113,13 @@ impl Pass {
 }
 
 impl Flowformer {
-    pub(super) fn pass(&self, inputs: Inputs<'_>, shape: &AttentionShape) -> Result<Pass> {
+    /// Writes the output into `target`, and returns it in f32, too.
+    pub(super) fn pass(
+        &self,
+        inputs: Inputs<'_>,
+        shape: &AttentionShape,
+        target: &Tensor,
+    ) -> Result<(Pass, Tensor)> {
         let shape = *shape;
         let before = inputs.state.map(State::sums);
         let (sinks, sources, tokens) = self.sides(inputs, &shape)?;
@@ -154,9 +158,8 @@ impl Flowformer {
 
         let (r, memory, linear) =
             self.core(&sinks, &sources, &weighted, before.map(|sums| &sums.memory))?;
-        let out = scale_rows(&r, &scale, 0.0, shape.queries)?;
-        let dtype = inputs.q.dtype();
-        let converted = ops::convert(&out.narrow(3, 0, shape.dim_v)?, dtype)?.contiguous()?;
+        let out =
+            ops::write_rows(target, &[&r, &scale], |out| scale_rows_into(&r, &scale, 0.0, out))?;
         let state = match (element, tokens) {
             (Some(element), Some(tokens)) => Some(State::new(
                 Sums {
@@ -175,7 +178,7 @@ impl Flowformer {
         let flows =
             Flows { incoming, outgoing, conserved_sink, conserved_source, allocation, competition };
         let sums = [k.rows, q.rows, k_hat.rows, q_hat.rows];
-        Ok(Pass {
+        let pass = Pass {
             shape,
             sinks,
             sources,
@@ -185,12 +188,11 @@ impl Flowformer {
             lse,
             weighted,
             scale,
-            out,
             memory,
             linear,
             state,
-            converted,
-        })
+        };
+        Ok((pass, out))
     }
 
     /// Both sides, and the number of tokens so far in the causal form.
@@ -300,9 +302,16 @@ pub(super) fn whole(x: &Tensor) -> Result<Tensor> {
 /// `f (x + shift)` for rows `x` `[batch, heads_x, rows, whole width]` and numbers `f` `[batch, heads, rows]`, with
 /// zeros behind them to `padded` rows.
 pub(super) fn scale_rows(x: &Tensor, f: &Tensor, shift: f32, padded: usize) -> Result<Tensor> {
-    let (gpu, &[batch, heads, rows]) = (x.gpu(), f.shape()) else { return Ok(x.clone()) };
-    let width = x.shape()[3];
-    let out = Tensor::uninit(gpu, &[batch, heads, padded, width], DType::F32)?;
+    let &[batch, heads, _] = f.shape() else { return Ok(x.clone()) };
+    let out = Tensor::uninit(x.gpu(), &[batch, heads, padded, x.shape()[3]], DType::F32)?;
+    scale_rows_into(x, f, shift, &out)?;
+    Ok(out)
+}
+
+/// [`scale_rows`] into a tensor that is contiguous from the beginning of a binding on.
+pub(super) fn scale_rows_into(x: &Tensor, f: &Tensor, shift: f32, out: &Tensor) -> Result<()> {
+    let &[_, heads, rows] = f.shape() else { return Ok(()) };
+    let (width, padded) = (x.shape()[3], out.shape()[2]);
     let group = heads / x.shape()[1];
     let place = [x.binding().1, x.strides()[0], x.strides()[1], x.strides()[2]];
     let mut params = [heads, rows, padded, width / 4, group].map(|number| number as u32).to_vec();
@@ -311,13 +320,12 @@ pub(super) fn scale_rows(x: &Tensor, f: &Tensor, shift: f32, padded: usize) -> R
     let run = Run {
         source: &SCALE,
         flags: &[],
-        tensors: &[x, f, &out],
+        tensors: &[x, f, out],
         count: out.len() / 4,
         params: &params,
         steps: 1,
     };
-    run.record(gpu)?;
-    Ok(out)
+    run.record(x.gpu())
 }
 
 /// a or b: a copy for each query head, of as many rows as products like.

@@ -3,11 +3,11 @@
 use attn_core::{AttentionShape, Error};
 use attn_wgpu::linear_attention;
 use attn_wgpu::matmul::matmul;
-use attn_wgpu::scan::{Columns, Recurrence, RowDot, column_sums, recurrence, row_dot};
+use attn_wgpu::scan::{Columns, Recurrence, RowDot, column_sums_into, recurrence, row_dot};
 use attn_wgpu::{DType, Result, Tensor, ops};
 
 use super::kernels::{BACK, Run};
-use super::parts::{Formula, Pass, Side, planes, scale_rows, single_heads, whole};
+use super::parts::{Formula, Pass, Side, planes, scale_rows, scale_rows_into, single_heads, whole};
 use super::sums::{Totals, product};
 use super::{Flowformer, Inputs, Output, is_empty};
 
@@ -18,6 +18,8 @@ pub struct Saved {
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    /// f32, whatever the result is stored as.
+    out: Tensor,
     pass: Option<std::sync::Arc<Pass>>,
 }
 
@@ -43,6 +45,20 @@ impl Saved {
         let (q, k, v) = (inputs.q.clone(), inputs.k.clone(), inputs.v.clone());
         Ok(Saved { q, k, v, ..self })
     }
+
+    /// The same with the output at another place, with the elements of the forward pass. Half types make no
+    /// difference: gradients need the output in f32, which is then kept apart.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a tensor of another shape.
+    pub fn with_out(self, out: &Tensor) -> Result<Saved> {
+        if out.shape() != self.shape.out() {
+            let expected = format!("{:?}", self.shape.out());
+            return Err(Error::shape("out", expected, out.shape()).into());
+        }
+        let out = if out.dtype() == DType::F32 { out.clone() } else { self.out };
+        Ok(Saved { out, ..self })
+    }
 }
 
 /// Derivatives of a loss by what [`Flowformer::forward`] returned.
@@ -64,6 +80,18 @@ pub struct Grads {
     pub dv: Tensor,
 }
 
+/// Where [`Flowformer::backward_into`] writes gradients, of the shapes of [`Grads`], each in its own type; what
+/// has no target is not computed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Targets<'a> {
+    /// By the queries.
+    pub dq: Option<&'a Tensor>,
+    /// By the keys.
+    pub dk: Option<&'a Tensor>,
+    /// By the values.
+    pub dv: Option<&'a Tensor>,
+}
+
 /// Of a sum of products, by its factors: `[batch, heads, padded rows, width]` each.
 struct Core {
     /// By a, through the product alone.
@@ -80,14 +108,27 @@ impl Flowformer {
     /// # Errors
     /// As [`Flowformer::forward`].
     pub fn forward_saved(&self, inputs: Inputs<'_>) -> Result<(Output, Saved)> {
+        let out = self.new_out(&inputs)?;
+        self.forward_saved_into(inputs, &out)
+    }
+
+    /// [`Flowformer::forward_saved`] with the output in a caller's tensor, as [`Flowformer::forward_into`]. An
+    /// output in f32 is not kept a second time, see [`Saved::with_out`].
+    ///
+    /// # Errors
+    /// As [`Flowformer::forward_into`].
+    pub fn forward_saved_into(&self, inputs: Inputs<'_>, out: &Tensor) -> Result<(Output, Saved)> {
         let shape = self.check(inputs)?;
+        ops::check_target("out", out, &self.gpu, &shape.out())?;
         let (q, k, v) = (inputs.q.clone(), inputs.k.clone(), inputs.v.clone());
         if is_empty(&shape) {
-            return Ok((self.nothing(inputs, &shape)?, Saved { shape, q, k, v, pass: None }));
+            let output = self.nothing(inputs, &shape, out)?;
+            return Ok((output, Saved { shape, q, k, v, out: out.clone(), pass: None }));
         }
-        let pass = self.pass(inputs, &shape)?;
-        let output = pass.output()?;
-        Ok((output, Saved { shape, q, k, v, pass: Some(std::sync::Arc::new(pass)) }))
+        let (pass, own) = self.pass(inputs, &shape, out)?;
+        let output = pass.output(out.clone())?;
+        let pass = Some(std::sync::Arc::new(pass));
+        Ok((output, Saved { shape, q, k, v, out: own, pass }))
     }
 
     /// The vector-Jacobian product of [`Flowformer::forward`], exact; see [`crate::reference::backward`]. A state
@@ -96,6 +137,32 @@ impl Flowformer {
     /// # Errors
     /// [`attn_core::Error`] for a cotangent of another shape or type; errors of the device.
     pub fn backward(&self, saved: &Saved, cotangents: Cotangents<'_>) -> Result<Grads> {
+        let new = |x: &Tensor| Tensor::uninit(&self.gpu, x.shape(), x.dtype());
+        let (dq, dk, dv) = (new(&saved.q)?, new(&saved.k)?, new(&saved.v)?);
+        let targets = Targets { dq: Some(&dq), dk: Some(&dk), dv: Some(&dv) };
+        self.backward_into(saved, cotangents, targets)?;
+        Ok(Grads { dq, dk, dv })
+    }
+
+    /// [`Flowformer::backward`] into callers' tensors, as [`Flowformer::forward_into`]. They must not overlap each
+    /// other.
+    ///
+    /// # Errors
+    /// As [`Flowformer::backward`], and [`attn_core::Error`] for targets of another shape or of integers.
+    pub fn backward_into(
+        &self,
+        saved: &Saved,
+        cotangents: Cotangents<'_>,
+        targets: Targets<'_>,
+    ) -> Result<()> {
+        let Targets { dq, dk, dv } = targets;
+        for (arg, target, like) in
+            [("dq", dq, &saved.q), ("dk", dk, &saved.k), ("dv", dv, &saved.v)]
+        {
+            if let Some(target) = target {
+                ops::check_target(arg, target, &self.gpu, like.shape())?;
+            }
+        }
         let (shape, d_out) = (saved.shape, cotangents.out);
         if d_out.shape() != shape.out() {
             let expected = format!("{:?}", shape.out());
@@ -107,19 +174,22 @@ impl Flowformer {
         }
         self.check_device("cotangents.out", d_out)?;
         let Some(pass) = &saved.pass else {
-            let zeros = |x: &Tensor| Tensor::zeros(&self.gpu, x.shape(), x.dtype());
-            let (dq, dk, dv) = (zeros(&saved.q)?, zeros(&saved.k)?, zeros(&saved.v)?);
-            return Ok(Grads { dq, dk, dv });
+            for target in [targets.dq, targets.dk, targets.dv].into_iter().flatten() {
+                let zeros = Tensor::zeros(&self.gpu, target.shape(), target.dtype())?;
+                ops::convert_into(&zeros, target)?;
+            }
+            return Ok(());
         };
-        let [dq, dk, dv] = self.through(saved, pass, d_out)?;
-        Ok(Grads {
-            dq: ops::convert(&dq, saved.q.dtype())?,
-            dk: ops::convert(&dk, saved.k.dtype())?,
-            dv: ops::convert(&dv, saved.v.dtype())?,
-        })
+        self.through(saved, pass, d_out, targets)
     }
 
-    fn through(&self, saved: &Saved, pass: &Pass, d_out: &Tensor) -> Result<[Tensor; 3]> {
+    fn through(
+        &self,
+        saved: &Saved,
+        pass: &Pass,
+        d_out: &Tensor,
+        targets: Targets<'_>,
+    ) -> Result<()> {
         let (sinks, sources, flows) = (&pass.sinks, &pass.sources, &pass.flows);
         let shape = pass.shape;
         let totals = Totals { causal: self.config.causal };
@@ -127,15 +197,15 @@ impl Flowformer {
         let (a, b) = (sinks.rows()?, sources.rows()?);
 
         // o = (alloc / I) r with r = a M.
-        let out = pass.out.narrow(3, 0, shape.dim_v)?;
-        let d_scale = row_dot(RowDot::new(d_out, &out))?;
+        let d_scale = row_dot(RowDot::new(d_out, &saved.out))?;
         let padded = sinks.sigmoids.shape()[2];
         let d_r = scale_rows(&whole(d_out)?, &pass.scale, 0.0, padded)?;
         let core = self.core_back(pass, &d_r)?;
         let competition = &flows.competition;
         let d_weighted = core.weighted.narrow(2, 0, shape.keys)?;
-        let dv = scale_rows(&d_weighted, competition, 0.0, shape.keys)?;
-        let dv = grouped(&dv, shape.heads_kv)?.narrow(3, 0, shape.dim_v)?.contiguous()?;
+        if let Some(dv) = targets.dv {
+            values_back(&d_weighted, competition, dv)?;
+        }
         let d_comp = row_dot(RowDot::new(&saved.v, &d_weighted.narrow(3, 0, shape.dim_v)?))?;
 
         // The softmax of the clamped flows, and the sigmoid of the others.
@@ -166,19 +236,15 @@ impl Flowformer {
         let d_q = totals.back(&b, &d_outgoing, shift)?;
 
         let [k, q, k_hat, q_hat] = &pass.sums;
-        let dq = self.sigmoid_back(
-            (sinks, shape.heads),
-            &core.sinks,
-            [&d_sink, &pass.rates[0], &d_incoming],
-            [k_hat, &d_q_hat, k, &d_q],
-        )?;
-        let dk = self.sigmoid_back(
-            (sources, shape.heads_kv),
-            &core.sources,
-            [&d_source, &pass.rates[1], &d_outgoing],
-            [q_hat, &d_k_hat, q, &d_k],
-        )?;
-        Ok([dq, dk, dv])
+        if let Some(dq) = targets.dq {
+            let numbers = [&d_sink, &pass.rates[0], &d_incoming];
+            self.sigmoid_back(sinks, &core.sinks, numbers, [k_hat, &d_q_hat, k, &d_q], dq)?;
+        }
+        if let Some(dk) = targets.dk {
+            let numbers = [&d_source, &pass.rates[1], &d_outgoing];
+            self.sigmoid_back(sources, &core.sources, numbers, [q_hat, &d_k_hat, q, &d_k], dk)?;
+        }
+        Ok(())
     }
 
     /// By the factors of `r = a M` with `M = b^T w`.
@@ -238,47 +304,56 @@ impl Flowformer {
     /// Through the sums of a side, and its sigmoids: see flow_back.wgsl.
     fn sigmoid_back(
         &self,
-        (side, heads_out): (&Side, usize),
+        side: &Side,
         core: &Tensor,
         numbers: [&Tensor; 3],
         sums: [&Tensor; 4],
-    ) -> Result<Tensor> {
-        let &[batch, heads, padded, width] = side.sigmoids.shape() else {
-            return Ok(core.clone());
-        };
-        let &[_, _, rows, dim] = sums[0].shape() else { return Ok(core.clone()) };
+        out: &Tensor,
+    ) -> Result<()> {
+        let &[batch, heads, padded, width] = side.sigmoids.shape() else { return Ok(()) };
+        let &[_, _, rows, dim] = sums[0].shape() else { return Ok(()) };
+        let heads_out = out.shape()[1];
         let vectors = Tensor::uninit(&self.gpu, &[batch, heads, rows, 4 * width], DType::F32)?;
         for (slot, sum) in sums.into_iter().enumerate() {
             ops::copy(sum, &vectors.narrow(3, slot * width, dim)?)?;
         }
-        let shape = [batch, heads_out, side.tokens, width];
-        let out = Tensor::uninit(&self.gpu, &shape, DType::F32)?;
         let step = if rows > 1 { width } else { 0 };
         let params =
             [heads_out, side.tokens, width / 4, heads / heads_out, padded, step, rows * width];
         let mut params: Vec<u32> = params.iter().map(|&number| number as u32).collect();
         params.push(self.config.shift().to_bits());
         let [f_0, f_1, f_2] = numbers;
-        let run = Run {
-            source: &BACK,
-            flags: &[],
-            tensors: &[&side.sigmoids, core, f_0, f_1, f_2, &vectors, &out],
-            count: out.len() / 4,
-            params: &params,
-            steps: heads / heads_out,
+        let read = [&side.sigmoids, core, f_0, f_1, f_2, &vectors];
+        let record = |out: &Tensor| {
+            let run = Run {
+                source: &BACK,
+                flags: &[],
+                tensors: &[read.as_slice(), &[out]].concat(),
+                count: out.len() / 4,
+                params: &params,
+                steps: heads / heads_out,
+            };
+            run.record(&self.gpu)
         };
-        run.record(&self.gpu)?;
-        out.narrow(3, 0, dim)?.contiguous()
+        ops::write_rows(out, &read, record)?;
+        Ok(())
     }
 }
 
-/// Sums over the heads that share one of `heads_kv`.
-fn grouped(x: &Tensor, heads_kv: usize) -> Result<Tensor> {
-    let &[batch, heads, tokens, width] = x.shape() else { return Ok(x.clone()) };
+/// Rows `x` `[batch, heads, keys, padded dim]` times numbers, added over the heads that share values.
+fn values_back(x: &Tensor, numbers: &Tensor, out: &Tensor) -> Result<()> {
+    let (heads, heads_kv, tokens) = (x.shape()[1], out.shape()[1], out.shape()[2]);
     if heads == heads_kv {
-        return Ok(x.clone());
+        let record = |out: &Tensor| scale_rows_into(x, numbers, 0.0, out);
+        ops::write_rows(out, &[x, numbers], record)?;
+        return Ok(());
     }
-    let members = x.reshape(&[batch, heads_kv, heads / heads_kv, tokens * width])?;
-    let sums = column_sums(Columns::new(&members))?;
-    sums.reshape(&[batch, heads_kv, tokens, width])
+    let scaled = scale_rows(x, numbers, 0.0, tokens)?;
+    ops::write_rows(out, &[&scaled], |out| {
+        let width = tokens * out.shape()[3];
+        let [batch, group] = [out.shape()[0], heads / heads_kv];
+        let members = scaled.reshape(&[batch, heads_kv, group, width])?;
+        column_sums_into(Columns::new(&members), &out.reshape(&[batch, heads_kv, width])?)
+    })?;
+    Ok(())
 }

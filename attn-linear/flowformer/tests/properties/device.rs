@@ -2,9 +2,9 @@
 
 use attn_core::testing::{Values, fill};
 use attn_flowformer::{
-    Config, Cotangents, Error, Flowformer, Gpu, Inputs, State, Tensor, reference,
+    Config, Cotangents, Error, Flowformer, Gpu, Inputs, State, Targets, Tensor, reference,
 };
-use attn_wgpu::testing::gpu;
+use attn_wgpu::testing::{Frame, Place, gpu};
 use attn_wgpu::{DType, ops};
 use ndarray::{Array, Array2, Array4, ArrayD, Axis, Dimension, s};
 
@@ -93,6 +93,40 @@ fn check(gpu: &Gpu, data: &Data, config: &Config, dtype: DType, strided: bool) {
     close(&format!("dq {what}"), &grads.dq, &want.dq, GRAD + half);
     close(&format!("dk {what}"), &grads.dk, &want.dk, GRAD + half);
     close(&format!("dv {what}"), &grads.dv, &want.dv, GRAD + half);
+
+    // The same in callers' tensors, and with the output at another place.
+    let like = [&output.out, &grads.dq, &grads.dk, &grads.dv];
+    let dims = like.map(|like| like.shape()[3] % 4 == 0);
+    let width = if dims.iter().all(|whole| *whole) { 4 } else { 1 };
+    for place in Place::all(&[1, 1, 1, width], dtype) {
+        let frames = like.map(|like| Frame::new(gpu, like.shape(), dtype, place));
+        let [out, dq, dk, dv] = frames.each_ref().map(|frame| &frame.target);
+        let (_, saved) = flowformer.forward_saved_into(inputs, out).unwrap();
+        let saved = saved.with_out(&output.out).unwrap();
+        let targets = Targets { dq: Some(dq), dk: Some(dk), dv: Some(dv) };
+        flowformer.backward_into(&saved, Cotangents { out: &d_out }, targets).unwrap();
+        for (frame, want) in frames.iter().zip(like) {
+            frame.check(&format!("{place:?} {what}"), want);
+        }
+    }
+}
+
+#[test]
+fn targets_that_do_not_fit() {
+    let Some(gpu) = gpu() else { return };
+    let data = Data::new(shape([1, 2, 1, 5, 7, 4, 8]), 1);
+    let (q, k, v) = (upload(&gpu, &data.q), upload(&gpu, &data.k), upload(&gpu, &data.v));
+    let flowformer = Flowformer::new(&gpu, config(false, None)).unwrap();
+    let (output, saved) = flowformer.forward_saved(Inputs::new(&q, &k, &v)).unwrap();
+    let refused = flowformer.forward_into(Inputs::new(&q, &k, &v), &q);
+    assert!(matches!(refused, Err(Error::Core(attn_core::Error::Shape { arg: "out", .. }))));
+    let targets = Targets { dk: Some(&q), ..Targets::default() };
+    let refused = flowformer.backward_into(&saved, Cotangents { out: &output.out }, targets);
+    assert!(matches!(refused, Err(Error::Core(attn_core::Error::Shape { arg: "dk", .. }))));
+    let integers = Tensor::zeros(&gpu, q.shape(), DType::U32).unwrap();
+    let targets = Targets { dq: Some(&integers), ..Targets::default() };
+    let refused = flowformer.backward_into(&saved, Cotangents { out: &output.out }, targets);
+    assert!(matches!(refused, Err(Error::Core(attn_core::Error::Dtype { arg: "dq", .. }))));
 }
 
 fn shape(extents: [usize; 7]) -> Shape {

@@ -163,7 +163,7 @@ impl Assigned {
         let planes = extents.planes();
         let slots = Slots::new(&numbered(assigned, planes, clusters)?, planes * clusters)?;
         let shape = [batch, heads, clusters, x.shape()[3]];
-        let sums = listed_sums(x, &slots, &shape, tokens, None)?;
+        let sums = listed_sums(x, &slots, &shape, tokens)?;
         Ok(Assigned { slots, sums })
     }
 

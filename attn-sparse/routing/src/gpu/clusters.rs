@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use attn_wgpu::attention::{self, Attention, Inputs};
-use attn_wgpu::{DType, Gpu, Result, Tensor};
+use attn_wgpu::{DType, Gpu, Result, Tensor, ops};
 
 use super::kernels::{GATHER, LIMITS, LOGITS, MIX, MIX_KEYS, Run, SOFTMAX, SUM};
 use super::routes::{Routes, Slots};
@@ -41,11 +41,35 @@ enum Found {
     Limits(Tensor, Limited),
 }
 
-/// Derivatives by the rows of all tokens, `[batch, heads, tokens, dim]`.
-pub(super) struct ByTokens {
-    pub(super) q: Tensor,
-    pub(super) k: Tensor,
-    pub(super) v: Tensor,
+/// Derivatives by the members of the clusters.
+pub(super) struct BySlots<'a> {
+    routes: &'a Routes,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_slots: Slots,
+}
+
+impl BySlots<'_> {
+    /// By the normalised queries of all tokens, `[batch, heads, tokens, dim]`.
+    pub(super) fn q(&self) -> Result<Tensor> {
+        by_tokens(&self.q, self.routes, &self.routes.slots)
+    }
+
+    /// By the normalised keys.
+    pub(super) fn k(&self) -> Result<Tensor> {
+        by_tokens(&self.k, self.routes, &self.key_slots)
+    }
+
+    /// By the values.
+    pub(super) fn v(&self) -> Result<Tensor> {
+        by_tokens(&self.v, self.routes, &self.key_slots)
+    }
+
+    /// [`BySlots::v`] into a caller's tensor.
+    pub(super) fn v_into(&self, out: &Tensor) -> Result<()> {
+        by_tokens_into(&self.v, self.routes, &self.key_slots, None, out)
+    }
 }
 
 impl Clusters {
@@ -79,25 +103,25 @@ impl Clusters {
         Ok(Clusters { q, k, v, key_rows, found })
     }
 
-    /// Step 6: `[batch, heads, tokens, dim]`.
-    pub(super) fn combine(&self, routes: &Routes, epsilon: f64) -> Result<Tensor> {
-        let (Found::Dense(out, _) | Found::Limits(out, _)) = &self.found;
-        by_tokens(out, routes, &routes.slots, Some(epsilon))
+    /// Step 6, into `[batch, heads, tokens, dim]`.
+    pub(super) fn combine_into(&self, routes: &Routes, epsilon: f64, out: &Tensor) -> Result<()> {
+        let (Found::Dense(own, _) | Found::Limits(own, _)) = &self.found;
+        by_tokens_into(own, routes, &routes.slots, Some(epsilon), out)
     }
 
     /// Derivatives by normalised queries and keys and by values, from those by the output
     /// `[batch, heads, tokens, dim]`.
-    pub(super) fn backward(
+    pub(super) fn backward<'a>(
         &self,
         dense: &Attention,
-        routes: &Routes,
+        routes: &'a Routes,
         epsilon: f64,
         d_out: &Tensor,
-    ) -> Result<ByTokens> {
+    ) -> Result<BySlots<'a>> {
         let extents = &routes.extents;
         let shape = [extents.planes(), extents.clusters, routes.width()];
         let d = gathered(d_out, &routes.rows, shape, Some((&routes.slots, epsilon)))?;
-        let [dq, dk, dv] = match &self.found {
+        let [q, k, v] = match &self.found {
             Found::Dense(_, saved) => {
                 let cotangents = attention::Cotangents { out: &d, lse: None };
                 let grads = dense.backward(saved, cotangents)?;
@@ -109,11 +133,7 @@ impl Clusters {
             true => routes.slots.clone(),
             false => Slots::new(&self.key_rows, extents.planes() * extents.tokens)?,
         };
-        Ok(ByTokens {
-            q: by_tokens(&dq, routes, &routes.slots, None)?,
-            k: by_tokens(&dk, routes, &key_slots, None)?,
-            v: by_tokens(&dv, routes, &key_slots, None)?,
-        })
+        Ok(BySlots { routes, q, k, v, key_slots })
     }
 }
 
@@ -145,12 +165,25 @@ fn gathered(
     Ok(out)
 }
 
-/// Sums of the slots of each token, or their means with `mean` added to their number:
-/// `[batch, heads, tokens, dim]`.
-fn by_tokens(x: &Tensor, routes: &Routes, slots: &Slots, mean: Option<f64>) -> Result<Tensor> {
+/// Sums of the slots of each token, `[batch, heads, tokens, dim]`.
+fn by_tokens(x: &Tensor, routes: &Routes, slots: &Slots) -> Result<Tensor> {
     let extents = &routes.extents;
     let shape = [extents.batch, extents.heads, extents.tokens, x.shape()[3]];
-    listed_sums(x, slots, &shape, extents.clusters, mean)
+    listed_sums(x, slots, &shape, extents.clusters)
+}
+
+/// The same, or the means with `mean` added to the number of slots, into a caller's tensor.
+fn by_tokens_into(
+    x: &Tensor,
+    routes: &Routes,
+    slots: &Slots,
+    mean: Option<f64>,
+    out: &Tensor,
+) -> Result<()> {
+    let most = routes.extents.clusters;
+    let read = [x, &slots.offsets, &slots.order];
+    ops::write_rows(out, &read, |out| listed_sums_into(x, slots, most, mean, out))?;
+    Ok(())
 }
 
 /// Sums of listed rows of `x` `[planes, blocks, width, dim]`, whose rows are neighbours in a block: as
@@ -160,17 +193,26 @@ pub(super) fn listed_sums(
     slots: &Slots,
     shape: &[usize],
     most: usize,
-    mean: Option<f64>,
 ) -> Result<Tensor> {
-    let gpu = x.gpu();
-    let out = Tensor::uninit(gpu, shape, DType::F32)?;
+    let out = Tensor::uninit(x.gpu(), shape, DType::F32)?;
+    listed_sums_into(x, slots, most, None, &out)?;
+    Ok(out)
+}
+
+fn listed_sums_into(
+    x: &Tensor,
+    slots: &Slots,
+    most: usize,
+    mean: Option<f64>,
+    out: &Tensor,
+) -> Result<()> {
     let (chunks, width) = (x.shape()[3] / 4, x.shape()[2]);
     // Derivatives by keys and values of a cluster lie behind one another, clusters at one distance.
     let (_, start) = x.binding();
     let run = Run {
         source: &SUM,
         flags: if mean.is_some() { &["MEAN"] } else { &[] },
-        tensors: &[x, &slots.offsets, &slots.order, &out],
+        tensors: &[x, &slots.offsets, &slots.order, out],
         count: out.len() / x.shape()[3] * chunks.div_ceil(EACH),
         params: &[
             chunks as u32,
@@ -182,8 +224,7 @@ pub(super) fn listed_sums(
         steps: most,
         work: 8.0,
     };
-    run.record(gpu)?;
-    Ok(out)
+    run.record(x.gpu())
 }
 
 /// How many keys of its cluster each query sees, u32 as `queries`.

@@ -5,9 +5,9 @@ use attn_wgpu::attention::Inputs;
 use attn_wgpu::matmul::matmul;
 use attn_wgpu::{DType, Result, Tensor, ops};
 
-use super::clusters::{ByTokens, Clusters};
+use super::clusters::Clusters;
 use super::kernels::{NORM_BACK, Run};
-use super::{Centroids, Extents, Routes, Routing, Tokens, aligned, repeated, summed};
+use super::{Centroids, Extents, Routes, Routing, Tokens, aligned, repeated, summed, summed_into};
 use crate::reference::VARIANCE_EPSILON;
 
 /// What the backward pass needs of the forward pass. Holds handles; the members of the clusters are
@@ -54,6 +54,18 @@ pub struct Commitment {
     pub dk: Tensor,
 }
 
+/// Where [`Routing::backward_into`] writes gradients, of the shapes of [`Grads`], each in its own type; what has
+/// no target is not computed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Targets<'a> {
+    /// By the queries.
+    pub dq: Option<&'a Tensor>,
+    /// By the keys.
+    pub dk: Option<&'a Tensor>,
+    /// By the values.
+    pub dv: Option<&'a Tensor>,
+}
+
 impl Saved {
     pub(super) fn new(
         inputs: Inputs<'_>,
@@ -63,6 +75,11 @@ impl Saved {
     ) -> Saved {
         let (q, k) = (inputs.q.clone(), inputs.k.clone());
         Saved { q, k, dim_v: tokens.shape.dim_v, dtype: tokens.dtype, routes, clusters }
+    }
+
+    fn v_shape(&self) -> [usize; 4] {
+        let &[batch, heads_kv, tokens, _] = self.k.shape() else { return [0; 4] };
+        [batch, heads_kv, tokens, self.dim_v]
     }
 
     /// The same with queries and keys at another place: a caller's allocator may have moved them. Their
@@ -86,7 +103,25 @@ impl Routing {
     /// # Errors
     /// [`attn_core::Error`] for a cotangent of another shape or type; those of the device.
     pub fn backward(&self, saved: &Saved, cotangents: Cotangents<'_>) -> Result<Grads> {
-        let Extents { batch, heads, tokens, dim, .. } = saved.routes.extents;
+        let new = |shape: &[usize]| Tensor::uninit(&self.gpu, shape, saved.dtype);
+        let (dq, dk) = (new(saved.q.shape())?, new(saved.k.shape())?);
+        let dv = new(&saved.v_shape())?;
+        let targets = Targets { dq: Some(&dq), dk: Some(&dk), dv: Some(&dv) };
+        self.backward_into(saved, cotangents, targets)?;
+        Ok(Grads { dq, dk, dv })
+    }
+
+    /// [`Routing::backward`] into callers' tensors, as [`Routing::forward_into`]. They must not overlap each other.
+    ///
+    /// # Errors
+    /// As [`Routing::backward`], and [`attn_core::Error`] for targets of another shape or of integers.
+    pub fn backward_into(
+        &self,
+        saved: &Saved,
+        cotangents: Cotangents<'_>,
+        targets: Targets<'_>,
+    ) -> Result<()> {
+        let Extents { batch, heads, tokens, .. } = saved.routes.extents;
         let (d_out, dtype) = (cotangents.out, saved.dtype);
         let expected = [batch, heads, tokens, saved.dim_v];
         if d_out.shape() != expected {
@@ -96,28 +131,35 @@ impl Routing {
             let (expected, got) = (dtype.name().into(), d_out.dtype().name().into());
             return Err(Error::Dtype { arg: "d_out", expected, got }.into());
         }
-        let heads_kv = saved.k.shape()[1];
+        let Targets { dq, dk, dv } = targets;
+        let v_shape = saved.v_shape();
+        for (arg, target, shape) in
+            [("dq", dq, saved.q.shape()), ("dk", dk, saved.k.shape()), ("dv", dv, &v_shape)]
+        {
+            if let Some(target) = target {
+                ops::check_target(arg, target, &self.gpu, shape)?;
+            }
+        }
         let Some(clusters) = &saved.clusters else {
-            let zeros = |heads, dim| self.zeros(&[batch, heads, tokens, dim], dtype);
-            let (dq, dk, dv) =
-                (zeros(heads, dim)?, zeros(heads_kv, dim)?, zeros(heads_kv, saved.dim_v)?);
-            return Ok(Grads { dq, dk, dv });
+            return [dq, dk, dv].into_iter().flatten().try_for_each(|target| self.zero(target));
         };
         let epsilon = self.config.epsilon;
         let d = clusters.backward(&self.dense, &saved.routes, epsilon, &aligned(d_out)?)?;
-        let ByTokens { q: mut dq, k: dk, v: dv } = d;
-        let dk = match saved.routes.shared {
-            true => {
-                dq = ops::add(&dq, &dk)?;
-                self.zeros(&[batch, heads_kv, tokens, dim], dtype)?
-            }
-            false => {
-                let dk = summed(&dk, heads_kv)?;
-                self.finish(&self.through_norm(&saved.k, &dk)?, dim, dtype)?
-            }
-        };
-        let dv = self.finish(&summed(&dv, heads_kv)?, saved.dim_v, dtype)?;
-        Ok(Grads { dq: self.finish(&self.through_norm(&saved.q, &dq)?, dim, dtype)?, dk, dv })
+        let (heads_kv, shared) = (saved.k.shape()[1], saved.routes.shared);
+        if let Some(dq) = dq {
+            let by_normed = if shared { ops::add(&d.q()?, &d.k()?)? } else { d.q()? };
+            self.through_norm(&saved.q, &by_normed, dq)?;
+        }
+        match dk {
+            Some(dk) if shared => self.zero(dk)?,
+            Some(dk) => self.through_norm(&saved.k, &summed(&d.k()?, heads_kv)?, dk)?,
+            None => {}
+        }
+        match dv {
+            Some(dv) if heads == heads_kv => d.v_into(dv),
+            Some(dv) => summed_into(&d.v()?, dv),
+            None => Ok(()),
+        }
     }
 
     /// The commitment loss, which draws tokens to their centroids, and its gradients:
@@ -145,7 +187,7 @@ impl Routing {
         let (loss, dq) = self.commit(inputs.q, &routes.assigned_q()?, routes, centroids, twice)?;
         let dq = self.finish(&dq, dim, dtype)?;
         if routes.shared {
-            let dk = self.zeros(inputs.k.shape(), dtype)?;
+            let dk = Tensor::zeros(&self.gpu, inputs.k.shape(), dtype)?;
             return Ok(Commitment { loss, dq, dk });
         }
         let k = repeated(&aligned(inputs.k)?, heads)?.narrow(3, 0, dim)?;
@@ -184,35 +226,41 @@ impl Routing {
         centroids: &Centroids,
         times: f64,
     ) -> Result<(Tensor, Tensor)> {
-        let Extents { heads, tokens, clusters, .. } = routes.extents;
+        let Extents { heads, tokens, clusters, dim, .. } = routes.extents;
         if x.is_empty() {
             return Ok((Tensor::zeros(&self.gpu, &[1], DType::F32)?, aligned(x)?));
         }
         let each = times * self.config.commitment / x.len() as f64;
         let losses = Tensor::uninit(&self.gpu, &[assigned.len(), 1], DType::F32)?;
         let own = [tokens as u32, heads as u32, clusters as u32, (2.0 * each as f32).to_bits()];
-        let d = self.norm_back(x, &["COMMIT"], &[&centroids.rows, assigned, &losses], own)?;
+        let x = aligned(x)?;
+        let d = Tensor::uninit(&self.gpu, x.shape(), DType::F32)?;
+        let others = [&centroids.rows, assigned, &losses];
+        self.norm_back(&x, dim, &["COMMIT"], &others, own, &d)?;
         let weights = Tensor::full(&self.gpu, &[1, losses.len()], each as f32)?;
         Ok((matmul(&weights, &losses)?.reshape(&[1])?, d))
     }
 
-    /// From derivatives by normalised rows, filled up, to those by the rows.
-    fn through_norm(&self, x: &Tensor, d: &Tensor) -> Result<Tensor> {
-        self.norm_back(x, &[], &[d], [0; 4])
+    /// From derivatives by normalised rows, filled up, to those by the rows `x`.
+    fn through_norm(&self, x: &Tensor, d: &Tensor, out: &Tensor) -> Result<()> {
+        let dim = x.shape()[3];
+        let x = aligned(x)?;
+        ops::write_rows(out, &[&x, d], |out| self.norm_back(&x, dim, &[], &[d], [0; 4], out))?;
+        Ok(())
     }
 
+    /// For rows `x` of `dim` elements that are filled up, as `out`'s are.
     fn norm_back(
         &self,
         x: &Tensor,
+        dim: usize,
         flags: &[&str],
         others: &[&Tensor],
         own: [u32; 4],
-    ) -> Result<Tensor> {
-        let dim = x.shape()[3];
-        let x = aligned(x)?;
-        let out = Tensor::uninit(&self.gpu, x.shape(), DType::F32)?;
+        out: &Tensor,
+    ) -> Result<()> {
         let chunks = x.shape()[3] / 4;
-        let mut tensors = vec![&x, &out];
+        let mut tensors = vec![x, out];
         tensors.extend(others);
         let epsilon = VARIANCE_EPSILON as f32;
         let mut params = vec![dim as u32, chunks as u32, epsilon.to_bits()];
@@ -226,8 +274,7 @@ impl Routing {
             steps: 4 * chunks,
             work: 16.0 * dim as f64,
         };
-        run.record(&self.gpu)?;
-        Ok(out)
+        run.record(&self.gpu)
     }
 
     /// The first elements of rows, in the inputs' type.
@@ -235,7 +282,7 @@ impl Routing {
         ops::convert(&x.narrow(3, 0, dim)?, dtype)
     }
 
-    fn zeros(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
-        Tensor::zeros(&self.gpu, shape, dtype)
+    fn zero(&self, out: &Tensor) -> Result<()> {
+        ops::convert_into(&Tensor::zeros(&self.gpu, out.shape(), out.dtype())?, out)
     }
 }

@@ -1,7 +1,9 @@
 //! Calls that are empty or wrong, values that nobody may read, and what must not depend on the run.
 
-use attn_routing::{Centroids, Config, Cotangents, Inputs, Routing, Tensor, Uninitialised};
-use attn_wgpu::testing::gpu;
+use attn_routing::{
+    Centroids, Config, Cotangents, Inputs, Routing, Targets, Tensor, Uninitialised,
+};
+use attn_wgpu::testing::{Frame, Place, gpu};
 use attn_wgpu::{DType, ops};
 use ndarray::{Array4, Axis, s};
 
@@ -192,6 +194,17 @@ fn half_types_are_storage() {
         let inputs = Inputs::new(&q, &k, &v);
         let (output, saved) = layer.forward_saved(inputs, None, &means).unwrap();
         let grads = layer.backward(&saved, Cotangents { out: &d }).unwrap();
+        let like = [&output.out, &grads.dq, &grads.dk, &grads.dv];
+        for place in Place::all(&shape, dtype) {
+            let frames = like.map(|like| Frame::new(&gpu, like.shape(), dtype, place));
+            let [out, dq, dk, dv] = frames.each_ref().map(|frame| &frame.target);
+            layer.forward_into(inputs, None, &means, out).unwrap();
+            let targets = Targets { dq: Some(dq), dk: Some(dk), dv: Some(dv) };
+            layer.backward_into(&saved, Cotangents { out: &d }, targets).unwrap();
+            for (frame, want) in frames.iter().zip(like) {
+                frame.check(&format!("{place:?} {dtype:?}"), want);
+            }
+        }
         // The same in f32 on the rounded numbers, rounded once.
         let [q, k, v, d] = [&q, &k, &v, &d].map(|x| ops::convert(x, DType::F32).unwrap());
         let (want, saved) = layer.forward_saved(Inputs::new(&q, &k, &v), None, &means).unwrap();
@@ -230,6 +243,10 @@ fn what_does_not_fit_is_refused_on_the_device() {
     let routes = own.route(inputs, None, &means).unwrap();
     let (_, saved) = layer.forward_saved(inputs, None, &means).unwrap();
     let shorter = Inputs::new(&short, &short, &short);
+    let integers = Tensor::zeros(&gpu, &[1, 4, 9, 4], DType::U32).unwrap();
+    let into = |targets: Targets<'_>| {
+        layer.backward_into(&saved, Cotangents { out: &q }, targets).unwrap_err().to_string()
+    };
     for (message, part) in [
         (run(&one, None, &means), "`k` has shape"),
         (run(&short, None, &means), "`k` has shape"),
@@ -246,6 +263,12 @@ fn what_does_not_fit_is_refused_on_the_device() {
         (own.update(shorter, &routes, &means).unwrap_err().to_string(), "`q` has shape"),
         (layer.backward(&saved, Cotangents { out: &short }).unwrap_err().to_string(), "`d_out`"),
         (layer.backward(&saved, Cotangents { out: &half }).unwrap_err().to_string(), "`d_out`"),
+        (
+            layer.forward_into(inputs, None, &means, &short).unwrap_err().to_string(),
+            "`out` has shape",
+        ),
+        (into(Targets { dv: Some(&short), ..Targets::default() }), "`dv` has shape"),
+        (into(Targets { dq: Some(&integers), ..Targets::default() }), "`dq`"),
         (Routing::new(&gpu, Config::new(0, 4)).unwrap_err().to_string(), "`clusters` is 0"),
     ] {
         assert!(message.contains(part), "{message:?} lacks {part:?}");

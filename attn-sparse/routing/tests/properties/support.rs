@@ -2,7 +2,9 @@
 
 use attn_core::testing::{Values, fill};
 use attn_routing::reference::{self, Inputs, Uninitialised};
-use attn_routing::{Centroids, Config, Cotangents, Gpu, Routing, Tensor};
+use attn_routing::{Centroids, Config, Cotangents, Gpu, Routing, Targets, Tensor};
+use attn_wgpu::DType;
+use attn_wgpu::testing::{Frame, Place};
 use ndarray::{Array2, Array3, Array4, Axis};
 
 /// Tolerances of the golden files, for values of about 1.
@@ -139,6 +141,19 @@ impl Case {
         let (output, saved) = layer.forward_saved(inputs, valid.as_ref(), &on_means).unwrap();
         let routes = output.routes.read().unwrap();
 
+        let grads = layer.backward(&saved, Cotangents { out: &on_d }).unwrap();
+        let like = [&output.out, &grads.dq, &grads.dk, &grads.dv];
+        let places = Place::all(&[1, 1, 1, 4], DType::F32);
+        let place = places[self.seed as usize % places.len()];
+        let frames = like.map(|like| Frame::new(gpu, like.shape(), DType::F32, place));
+        let [out, dq, dk, dv] = frames.each_ref().map(|frame| &frame.target);
+        let (_, again) = layer.forward_saved_into(inputs, valid.as_ref(), &on_means, out).unwrap();
+        let targets = Targets { dq: Some(dq), dk: Some(dk), dv: Some(dv) };
+        layer.backward_into(&again, Cotangents { out: &on_d }, targets).unwrap();
+        for (frame, want) in frames.iter().zip(like) {
+            frame.check(&format!("{place:?} {self:?}"), want);
+        }
+
         let (k, v) = (self.repeated(&k), self.repeated(&v));
         let wide = Inputs::new(q.view(), k.view(), v.view());
         let valid = self.valid();
@@ -151,7 +166,6 @@ impl Case {
         // From here on with the device's own routes, so that a close choice hides nothing.
         let want = reference::attend(wide, &routes, &self.config).unwrap();
         close_to("out", &output.out, &want, OUT);
-        let grads = layer.backward(&saved, Cotangents { out: &on_d }).unwrap();
         let want = reference::backward(wide, &routes, &self.config, d_out.view()).unwrap();
         close_to("dq", &grads.dq, &want.dq, GRAD);
         close_to("dk", &grads.dk, &self.summed(&want.dk), GRAD);
