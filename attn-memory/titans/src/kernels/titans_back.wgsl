@@ -1,0 +1,60 @@
+// The errors of a layer from those of the next: (D W^T) * sg'(z).
+// An invocation owns four rows by four columns. No workgroup memory; needs four storage buffers.
+
+struct Params {
+#import "titans_fields"
+}
+
+#import "titans_piece"
+#import "activation"
+
+@group(0) @binding(0) var<storage, read> next: array<vec4<f32>>; // [planes, tokens, depth]
+@group(0) @binding(1) var<storage, read> w: array<vec4<f32>>; // [planes, 4 chunks, depth]
+@group(0) @binding(2) var<storage, read> z: array<vec4<f32>>; // [planes, tokens, chunks]
+@group(0) @binding(3) var<storage, read_write> error: array<vec4<f32>>; // [planes, tokens, chunks]
+
+// The derivative of the activation.
+fn slope(value: vec4<f32>) -> vec4<f32> {
+#ifdef SILU
+  let s = sigmoid(value);
+  return s * (1.0 + value * (1.0 - s));
+#else
+  let tail = 0.5 * erfc_positive(abs(value) * 0.7071067811865476);
+  let share = select(tail, 1.0 - tail, value > vec4<f32>(0.0));
+  let near = clamp(value, vec4<f32>(-13.0), vec4<f32>(13.0));
+  return share + 0.3989422804014327 * near * exp2(near * near * (-0.5 * ACTIVATION_LOG2_E));
+#endif
+}
+
+fn one(index: u32) {
+  let at = place(index);
+  let depth = params.depth;
+  let chunks = params.chunks;
+  if at.row >= at.length {
+    return;
+  }
+  let last = at.start + at.length - 1u;
+  var sums: array<vec4<f32>, TILE>;
+  for (var k = 0u; k < depth; k++) {
+    var weights: array<vec4<f32>, 4>;
+    #unroll
+    for (var j = 0u; j < 4u; j++) {
+      weights[j] = w[(4u * (at.plane * chunks + at.column) + j) * depth + k];
+    }
+    #unroll
+    for (var i = 0u; i < TILE; i++) {
+      let own = next[min(at.start + at.row + i, last) * depth + k];
+      sums[i] += vec4<f32>(dot(own, weights[0]), dot(own, weights[1]), dot(own, weights[2]), dot(own, weights[3]));
+    }
+  }
+  #unroll
+  for (var i = 0u; i < TILE; i++) {
+    if at.row + i < at.length {
+      let cell = (at.start + at.row + i) * chunks + at.column;
+      error[cell] = sums[i] * slope(z[cell]);
+    }
+  }
+}
+
+@compute @workgroup_size(WORKGROUP)
+#import "titans_each"

@@ -1,0 +1,9 @@
+//! Laws of the reference.
+
+mod device;
+mod files;
+mod forms;
+mod gradients;
+mod laws;
+mod layers;
+mod support;
