@@ -72,7 +72,8 @@ fn bounds_at(phase: u32, position: i32) -> vec2<i32> {
   }
   if phase == WINDOW {
     start = max(far, recent);
-    end = position + 1;
+    // Without a window, what the first and the last of several rows bound is empty too.
+    end = select(0, position + 1, params.window > 0);
   }
 #endif
   return vec2<i32>(start, end);

@@ -5,12 +5,14 @@ mod clock;
 mod kernels;
 mod plans;
 mod rows;
+mod stream;
 #[cfg(feature = "criterion")]
 mod timed;
 
 pub use clock::{Clock, best_seconds, cores, cpu_time};
 pub use kernels::{Deviation, KernelCase, PreparedKernel, kernel_cases};
 pub use plans::{RandomPlan, reference_on_plan, simple_on_plan};
+pub use stream::{DenseStream, STREAM_TOKENS, Stream, Streamed, tokens};
 #[cfg(feature = "criterion")]
 pub use timed::{Timed, with_criterion};
 
@@ -41,6 +43,12 @@ pub trait Mechanism: Send + Sync {
     /// Whether a run on these extents, under this mask, says anything about the mechanism.
     fn is_for(&self, _shape: &AttentionShape, _config: &Config) -> bool {
         true
+    }
+
+    /// Whether it reads tokens one by one behind a text: see [`Streamed`]. Such mechanisms have problems
+    /// of their own.
+    fn is_stream(&self) -> bool {
+        false
     }
 
     /// Uploads the inputs and compiles what is needed.

@@ -3,13 +3,15 @@
 mod common;
 
 use attn_core::dense;
-use attn_core::plan::{Combine, Near, Part, PlanShape, Rows, Share, SparsePlan};
+use attn_core::plan::{Combine, Entries, Near, Part, PlanShape, Rows, Share, SparsePlan};
 use attn_core::testing::plans::plan_problems;
 use attn_core::testing::{HostInputs, compare, plant};
 use attn_wgpu::attention::{Inputs, merge};
 use attn_wgpu::plan::{DevicePlan, PlanAttention};
 use attn_wgpu::{DType, Gpu, Tensor, wgpu};
-use common::plans::{blocks, config, gradients, judge, run, run_with};
+use common::plans::{
+    blocks, config, gradients, gradients_with, judge, judge_gradients, ranges, run, run_with,
+};
 use common::{Result32, Uploaded, cotangents, gpu, normal, open, shape};
 
 /// The problems with small heads, whose kernels compile soon.
@@ -383,4 +385,48 @@ fn threads_do_not_disturb_each_other() {
             });
         }
     });
+}
+
+/// Output and gradients in chunks of 8 keys, so that every group is many items of work.
+fn check_in_small_chunks(gpu: &Gpu, inputs: &HostInputs, plan: &SparsePlan) {
+    let attention = PlanAttention::new(gpu, config(plan)).unwrap().with_chunk(8);
+    let got = run_with(&attention, gpu, inputs, plan, DType::F32);
+    judge(inputs, plan, &config(plan), &got).unwrap();
+    let (d_out, d_lse) = cotangents(&inputs.shape, 7);
+    let cotangents = (d_out.as_slice(), Some(d_lse.as_slice()));
+    let device = DevicePlan::upload(gpu, plan).unwrap();
+    let got = gradients_with(&attention, gpu, inputs, &device, cotangents);
+    judge_gradients(inputs, plan, &config(plan), cotangents, &got).unwrap();
+}
+
+/// Sinks alone have no window, whose keys would be items of work that nobody counts with.
+#[test]
+fn sinks_without_a_window() {
+    let Some(gpu) = gpu() else { return };
+    let inputs = normal(shape([2, 6, 2, 70, 90, 16, 16]), 3);
+    let sinks = Near { sink: 3, window: 0, grow: false };
+    let extents = PlanShape::from(&inputs.shape);
+    let blocks = |percent| blocks(extents, Share::PerHead, true, [32, 8], percent);
+    let apart = ranges(extents, Share::PerHead, true, &[[5, 20], [50, 9]], 0);
+    for plan in [blocks(0), blocks(30), apart] {
+        check_in_small_chunks(&gpu, &inputs, &plan.with_near(sinks).canonicalise().unwrap());
+    }
+}
+
+/// In a multiset entries may overlap, and keys of a list may fall.
+#[test]
+fn keys_that_are_listed_several_times() {
+    let Some(gpu) = gpu() else { return };
+    let inputs = normal(shape([1, 6, 2, 40, 50, 16, 16]), 4);
+    let extents = PlanShape::from(&inputs.shape);
+    for (share, bk) in [(Share::PerHead, 30), (Share::PerKvHead, 65)] {
+        let groups = SparsePlan::new(extents, share, true, Vec::new()).planes() * 3;
+        let row_ptr = (0..=groups as u32).map(|group| 4 * group).collect();
+        let col = [0, 0, 0, u32::from(bk < 50)].repeat(groups);
+        let entries = Entries::Blocks { bk, origin: 0, row_ptr, col };
+        let part = Part::new(Rows::Tiled { bq: 16 }, entries).with_multiset();
+        let plan = SparsePlan::new(extents, share, true, vec![part]).canonicalise().unwrap();
+        assert!(plan.parts[0].entries.nnz() > groups, "entries are kept");
+        check_in_small_chunks(&gpu, &inputs, &plan);
+    }
 }

@@ -74,7 +74,7 @@ pub struct Args {
     /// One layer, one mask and 256 tokens, in some seconds: does everything work?
     #[arg(long, conflicts_with = "full")]
     quick: bool,
-    /// All named random problems, and plots over one head of up to 32768 keys
+    /// All named random problems, plots over one head of up to 32768 keys, and tokens one by one behind up to 65536
     #[arg(long)]
     full: bool,
     /// Where the JSON goes (default: a file named by date in target/bench)
@@ -269,7 +269,8 @@ fn note(report: &Report, cases: &[Case], [json, html]: &[String; 2]) -> String {
         report.warnings.iter().map(|text| format!("warning: {text}\n")).collect();
     let _ = writeln!(
         text,
-        "Measured: warm, with inputs on the device; a forward pass, and for dense-backward the backward pass too.\n\
+        "Measured: warm, with inputs on the device; a forward pass, and for dense-backward the backward pass too; of a\n\
+         stream its last tokens, one by one.\n\
          layer<L>-n<N> are captured inputs from {}; the others are random.\n\
          Times of the reference are scaled from some rows to all.",
         capture.file,
@@ -348,7 +349,8 @@ mod tests {
         assert_eq!(
             error.unwrap(),
             "there is no mechanism `dens`; there are dense, dense-f16, dense-backward, plan-blocks-32, plan-tokens, \
-             flexprefill, routing, lightning, aaren, flowformer"
+             flexprefill, routing, lightning, masked-linear, aaren, flowformer, dense-stream, lightning-stream, \
+             aaren-stream"
         );
     }
 }

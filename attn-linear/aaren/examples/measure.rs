@@ -1,7 +1,7 @@
-//! What the README says of speed: all prefixes against dense causal attention, and streams against a cache of
-//! keys and values. Times are CPU seconds of the process where the system tells them, over its cores.
+//! What the README says of speed: all prefixes against dense causal attention. Times are
+//! CPU seconds of the process where the system tells them, over its cores.
 
-use attn_aaren::{Aaren, Config, Error, Gpu, Inputs, State, Tensor};
+use attn_aaren::{Aaren, Config, Error, Gpu, Inputs, Tensor};
 use attn_core::Mask;
 use attn_core::dense::Config as Dense;
 use attn_core::testing::{Values, fill};
@@ -20,8 +20,7 @@ fn main() -> Result<(), Error> {
         gpu => gpu?,
     };
     println!("{}; {HEADS} heads, dims {DIM}", gpu.adapter());
-    prefixes(&gpu)?;
-    streams(&gpu)
+    prefixes(&gpu)
 }
 
 /// `[1, HEADS, tokens, DIM]`.
@@ -54,56 +53,6 @@ fn prefixes(gpu: &Gpu) -> Result<(), Error> {
         let pairs = attention::Inputs::new(&many, &k, &v);
         let full = milliseconds(gpu, &mut || dense.forward(pairs).map(drop))?;
         println!("{tokens:6} {full:10.2} {scan:10.3} {:7.1} {back:12.3}", full / scan);
-    }
-    Ok(())
-}
-
-/// Milliseconds a token, one by one, with so many before.
-fn streams(gpu: &Gpu) -> Result<(), Error> {
-    println!(
-        "tokens before   cache us a token   aaren us a token   ratio   cache bytes   aaren bytes"
-    );
-    let aaren = Aaren::new(gpu, Config::new())?;
-    let dense = Attention::new(gpu, Dense::new().with_mask(Mask::Causal))?;
-    let steps = 200;
-    for before in [0, 1024, 4096, 16_384, 65_536] {
-        let (q, k, v) =
-            (query(gpu)?, tensor(gpu, 1, before + steps)?, tensor(gpu, 2, before + steps)?);
-        let one = q.reshape(&[1, HEADS, 1, DIM])?;
-        let first = |x: &Tensor, len| x.narrow(2, 0, len);
-        let mut state = State::empty(gpu, 1, HEADS, DIM)?;
-        if before > 0 {
-            aaren.fold(&mut state, Inputs::new(&q, &first(&k, before)?, &first(&v, before)?))?;
-        }
-        let start = state.clone();
-        let by_state = milliseconds(gpu, &mut || {
-            let mut state = start.clone();
-            for t in before..before + steps {
-                let (k, v) = (k.narrow(2, t, 1)?, v.narrow(2, t, 1)?);
-                aaren.decode(&mut state, Inputs::new(&q, &k, &v))?;
-            }
-            Ok(())
-        })?;
-        // A cache that holds the keys and values already: only the attention is timed.
-        let by_cache = milliseconds(gpu, &mut || {
-            for t in before..before + steps {
-                dense.forward(attention::Inputs::new(
-                    &one,
-                    &first(&k, t + 1)?,
-                    &first(&v, t + 1)?,
-                ))?;
-            }
-            Ok(())
-        })?;
-        let us = |ms: f64| 1e3 * ms / steps as f64;
-        let cache = 8 * HEADS * DIM * (before + steps);
-        println!(
-            "{before:13} {:18.1} {:18.1} {:7.2} {cache:13} {:13}",
-            us(by_cache),
-            us(by_state),
-            by_cache / by_state,
-            state.bytes(),
-        );
     }
     Ok(())
 }

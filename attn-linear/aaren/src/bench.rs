@@ -5,13 +5,13 @@ use attn_core::plan::SparsePlan;
 use attn_core::testing::{HostArrays, HostInputs};
 use attn_core::{AttentionShape, Mask};
 use attn_wgpu::bench::{
-    Mechanism, Prepared, Reference, pick_rows, plain_logits, upload, upload_inputs,
+    Mechanism, Prepared, Reference, Stream, pick_rows, plain_logits, tokens, upload, upload_inputs,
 };
 use attn_wgpu::{DType, Gpu, Result, Tensor};
 use ndarray::{Axis, s};
 
 use crate::reference;
-use crate::{Aaren, Config, Inputs};
+use crate::{Aaren, Config, Inputs, State};
 
 /// All prefixes of captured or random tokens, with the problem's first query in place of the learned one.
 ///
@@ -23,6 +23,13 @@ pub struct Benchmark;
 fn config(shape: &AttentionShape, dense: &Dense) -> attn_core::Result<Config> {
     plain_logits(dense)?;
     Ok(Config::new().with_scale(dense.scale_for(shape.dim_qk)))
+}
+
+/// The first query of every head.
+fn query(gpu: &Gpu, inputs: &HostInputs) -> Result<Tensor> {
+    let shape = inputs.shape;
+    let first = pick_rows(&inputs.q, shape.q(), &[0]);
+    upload(gpu, DType::F32, &first, &[shape.batch, shape.heads, shape.dim_qk])
 }
 
 struct PreparedScan {
@@ -44,8 +51,7 @@ impl Mechanism for Benchmark {
     fn prepare(&self, gpu: &Gpu, inputs: &HostInputs, dense: &Dense) -> Result<Box<dyn Prepared>> {
         let shape = inputs.shape;
         let [_, k, v] = upload_inputs(gpu, DType::F32, inputs)?;
-        let first = pick_rows(&inputs.q, shape.q(), &[0]);
-        let q = upload(gpu, DType::F32, &first, &[shape.batch, shape.heads, shape.dim_qk])?;
+        let q = query(gpu, inputs)?;
         let aaren = Aaren::new(gpu, config(&shape, dense)?)?;
         Ok(Box::new(PreparedScan { aaren, q, k, v }))
     }
@@ -84,5 +90,67 @@ impl Prepared for PreparedScan {
 
     fn variant(&self) -> String {
         format!("tiles of {} tokens", attn_wgpu::scan::tile(self.k.shape()[2]))
+    }
+}
+
+/// The next tokens behind a text, from its state.
+#[derive(Debug, Clone, Copy)]
+pub struct Update;
+
+struct PreparedUpdate {
+    aaren: Aaren,
+    q: Tensor,
+    start: State,
+    /// Keys and values of each token.
+    tokens: Vec<[Tensor; 2]>,
+}
+
+impl Stream for Update {
+    fn name(&self) -> &'static str {
+        "aaren-stream"
+    }
+
+    fn whole(&self) -> &dyn Mechanism {
+        &Benchmark
+    }
+
+    fn begin(&self, gpu: &Gpu, inputs: &HostInputs, dense: &Dense) -> Result<Box<dyn Prepared>> {
+        let shape = inputs.shape;
+        let aaren = Aaren::new(gpu, config(&shape, dense)?)?;
+        let q = query(gpu, inputs)?;
+        let (text, tokens) = tokens(inputs);
+        let [_, k, v] = upload_inputs(gpu, DType::F32, &text)?;
+        let mut start = State::empty(gpu, shape.batch, shape.heads, shape.dim_v)?;
+        aaren.fold(&mut start, Inputs::new(&q, &k, &v))?;
+        let upload = |token| {
+            let [_, k, v] = upload_inputs(gpu, DType::F32, token)?;
+            Ok([k, v])
+        };
+        let tokens = tokens.iter().map(upload).collect::<Result<_>>()?;
+        Ok(Box::new(PreparedUpdate { aaren, q, start, tokens }))
+    }
+
+    fn flops(&self, shape: &AttentionShape) -> f64 {
+        Benchmark.flops(&AttentionShape { queries: 1, keys: 1, ..*shape }, &Dense::new())
+    }
+
+    fn bytes(&self, shape: &AttentionShape) -> f64 {
+        // The state in and out, a key, a value and an output.
+        let token = 2 * (shape.dim_v + 2) + shape.dim_qk + 2 * shape.dim_v;
+        4.0 * (shape.batch * shape.heads * token) as f64
+    }
+}
+
+impl Prepared for PreparedUpdate {
+    fn record(&self) -> Result<Vec<(&'static str, Tensor)>> {
+        let mut state = self.start.clone();
+        let token = |[k, v]: &[Tensor; 2]| {
+            Ok(("out", self.aaren.decode(&mut state, Inputs::new(&self.q, k, v))?.out))
+        };
+        self.tokens.iter().map(token).collect()
+    }
+
+    fn variant(&self) -> String {
+        "an update a token".into()
     }
 }

@@ -1,5 +1,5 @@
-//! What the README says of long texts: a whole text against dense causal attention, and the next token against a
-//! cache of keys and values. Times are CPU seconds of the process over its cores on a software driver.
+//! What the README says of long texts: a whole text against dense causal attention. Times are CPU
+//! seconds of the process over its cores on a software driver.
 
 use attn_core::Mask;
 use attn_core::dense::Config as Dense;
@@ -10,9 +10,6 @@ use attn_wgpu::bench::best_seconds;
 
 const DIM: usize = 64;
 
-/// Tokens that a stream is timed over.
-const STEPS: usize = 200;
-
 fn main() -> Result<(), Error> {
     let gpu = match Gpu::new() {
         Err(Error::NoAdapter { .. }) => {
@@ -22,8 +19,7 @@ fn main() -> Result<(), Error> {
         gpu => gpu?,
     };
     println!("{}; one head, dims {DIM}", gpu.adapter());
-    texts(&gpu)?;
-    streams(&gpu)
+    texts(&gpu)
 }
 
 /// `[1, 1, tokens, DIM]`, small enough that sums over a text stay of the size of its values.
@@ -59,48 +55,6 @@ fn texts(gpu: &Gpu) -> Result<(), Error> {
             by_pairs / by_blocks,
             1e3 * by_blocks / tokens as f64,
             bytes as f64 / 1e6,
-        );
-    }
-    Ok(())
-}
-
-/// A token, one by one, with so many before.
-fn streams(gpu: &Gpu) -> Result<(), Error> {
-    println!(
-        "tokens before   cache us a token   lightning us a token   ratio   cache bytes   state bytes"
-    );
-    let lightning = Lightning::new(gpu, Config::new(1))?;
-    let dense = Attention::new(gpu, Dense::new().with_mask(Mask::Causal))?;
-    for before in [1024, 2048, 4096, 8192, 16_384, 32_768, 65_536] {
-        let all = before + STEPS;
-        let (q, k, v) = (tensor(gpu, 0, all)?, tensor(gpu, 1, all)?, tensor(gpu, 2, all)?);
-        let first = |x: &Tensor, len| x.narrow(2, 0, len);
-        let prompt = [first(&q, before)?, first(&k, before)?, first(&v, before)?];
-        let (_, start) = lightning.prefill(Inputs::new(&prompt[0], &prompt[1], &prompt[2]))?;
-        let by_state = best_seconds(gpu, &mut || {
-            let mut state = start.fork()?;
-            for t in before..all {
-                let (q, k, v) = (q.narrow(2, t, 1)?, k.narrow(2, t, 1)?, v.narrow(2, t, 1)?);
-                lightning.decode(&mut state, Inputs::new(&q, &k, &v))?;
-            }
-            Ok(())
-        })?;
-        // A cache that holds the keys and values already: only the attention is timed.
-        let by_cache = best_seconds(gpu, &mut || {
-            for t in before..all {
-                let (k, v) = (first(&k, t + 1)?, first(&v, t + 1)?);
-                dense.forward(attention::Inputs::new(&q.narrow(2, t, 1)?, &k, &v))?;
-            }
-            Ok(())
-        })?;
-        let us = |seconds: f64| 1e6 * seconds / STEPS as f64;
-        println!(
-            "{before:13} {:18.1} {:22.1} {:7.2} {:13} {:13}",
-            us(by_cache),
-            us(by_state),
-            by_cache / by_state,
-            8 * DIM * all,
-            start.bytes(),
         );
     }
     Ok(())

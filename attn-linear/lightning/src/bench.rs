@@ -4,13 +4,15 @@ use attn_core::dense::Config as Dense;
 use attn_core::plan::SparsePlan;
 use attn_core::testing::{HostArrays, HostInputs};
 use attn_core::{AttentionShape, Mask};
-use attn_wgpu::bench::{Mechanism, Prepared, Reference, plain_logits, upload_inputs};
+use attn_wgpu::bench::{
+    Mechanism, Prepared, Reference, Stream, plain_logits, tokens, upload_inputs,
+};
 use attn_wgpu::linear_attention::DEFAULT_BLOCK;
 use attn_wgpu::matmul::matmul;
 use attn_wgpu::{Activation, DType, Gpu, Result, Tensor, ops};
 use ndarray::{Array4, Axis};
 
-use crate::{Config, Inputs, Lightning, reference};
+use crate::{Config, Inputs, Lightning, State, reference};
 
 /// Forward passes of layer 0 of 24, with the queries, keys and values of the problem as they are.
 ///
@@ -75,6 +77,60 @@ fn simple(inputs: &HostInputs, rows: &[usize]) -> attn_core::Result<Vec<Vec<f32>
         out.extend(rows.iter().flat_map(|&row| all[row * e..][..e].iter().copied()));
     }
     Ok(vec![out])
+}
+
+/// The next tokens behind a text, from its state.
+#[derive(Debug, Clone, Copy)]
+pub struct Decode;
+
+struct PreparedDecode {
+    lightning: Lightning,
+    start: State,
+    tokens: Vec<[Tensor; 3]>,
+}
+
+impl Stream for Decode {
+    fn name(&self) -> &'static str {
+        "lightning-stream"
+    }
+
+    fn whole(&self) -> &dyn Mechanism {
+        &Benchmark
+    }
+
+    fn begin(&self, gpu: &Gpu, inputs: &HostInputs, _dense: &Dense) -> Result<Box<dyn Prepared>> {
+        let lightning = Lightning::new(gpu, config(&inputs.shape))?;
+        let (text, tokens) = tokens(inputs);
+        let [q, k, v] = upload_inputs(gpu, DType::F32, &text)?;
+        let (_, start) = lightning.prefill(Inputs::new(&q, &k, &v))?;
+        let upload = |token| upload_inputs(gpu, DType::F32, token);
+        let tokens = tokens.iter().map(upload).collect::<Result<_>>()?;
+        Ok(Box::new(PreparedDecode { lightning, start, tokens }))
+    }
+
+    fn flops(&self, shape: &AttentionShape) -> f64 {
+        4.0 * (shape.batch * shape.heads * shape.dim_qk * shape.dim_v) as f64
+    }
+
+    fn bytes(&self, shape: &AttentionShape) -> f64 {
+        let state = shape.dim_qk * shape.dim_v;
+        let token = 2 * (shape.dim_qk + shape.dim_v);
+        4.0 * (shape.batch * shape.heads * (2 * state + token)) as f64
+    }
+}
+
+impl Prepared for PreparedDecode {
+    fn record(&self) -> Result<Vec<(&'static str, Tensor)>> {
+        let mut state = self.start.fork()?;
+        let token = |[q, k, v]: &[Tensor; 3]| {
+            Ok(("out", self.lightning.decode(&mut state, Inputs::new(q, k, v))?))
+        };
+        self.tokens.iter().map(token).collect()
+    }
+
+    fn variant(&self) -> String {
+        "the recurrence".into()
+    }
 }
 
 struct PreparedLightning {

@@ -115,7 +115,8 @@ fn backward(list: &mut Variants, capabilities: &Capabilities) {
         let variant = Variant::plan_backward(dim, dim, rows, capabilities);
         let constants = form.constants(&variant).flag("BACKWARD", true);
         let words = format!("{variant}, {}{}", flags.join(" "), form_words(form));
-        for source in [QUERIES, KEYS] {
+        let of_keys = flags.contains(&"MULTISET");
+        for source in [QUERIES, KEYS].into_iter().skip(usize::from(of_keys)) {
             list.push((source, flagged(constants.clone(), flags), words.clone()));
         }
     };
@@ -144,6 +145,9 @@ fn backward(list: &mut Variants, capabilities: &Capabilities) {
     for modifier in &modifiers() {
         let form = Form { modifier: Some(modifier), soft_cap: true, ..PLAIN };
         add(64, 1000, &form, &["TILED", "ENTRIES", "TOKENS", "NEAR", "KEY_BIAS"]);
+    }
+    for end in [&["MULTISET"][..], &["NEAR", "KEY_BIAS", "MULTISET"]] {
+        add(64, 1000, &PLAIN, &[&blocks[..], end].concat());
     }
 }
 

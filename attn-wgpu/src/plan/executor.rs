@@ -280,7 +280,11 @@ impl Run<'_> {
                     super::DeviceEntries::Ranges | super::DeviceEntries::Bits { .. }
                 )
             });
-            part.map_or(0, |part| part.capacity.min(self.plan.shape.keys))
+            part.map_or(0, |part| {
+                // Entries of a group are apart and not empty, unless in a multiset.
+                let most = if part.multiset { usize::MAX } else { self.plan.shape.keys };
+                part.capacity.min(most)
+            })
         };
         self.passes.iter().map(most_listed).max().unwrap_or(0)
     }

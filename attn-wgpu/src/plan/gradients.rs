@@ -1,6 +1,7 @@
 //! The rounds of a backward pass.
 
 use super::bounds::{grid, queries};
+use super::device::{DeviceEntries, DevicePart};
 use super::executor::{Need, PlanAttention, Run};
 use super::merge::Target;
 use super::params::{Geometry, Pass, pack};
@@ -210,6 +211,7 @@ impl<'a> Backward<'a> {
                 self.words.all.binding().0,
             ],
             plan: 5,
+            in_order: source.name == KEYS.name,
             per_pair: work * run.per_pair(),
         };
         let grads = GradFields {
@@ -304,10 +306,22 @@ fn check_key_steps(attention: &PlanAttention, run: &Run<'_>) -> Result<()> {
     let plan = run.plan;
     let rows = run.passes.iter().map(|pass| pass.most_queries(plan)).max().unwrap_or(0);
     attention.dense.check_steps("plan", 3 * run.most_before() + rows * pack(plan))?;
-    // A key can be an entry, a sink and in the window of one group.
-    let places = |pass: &Pass<'_>| pass.plane_groups(plan) * if pass.near { 3 } else { 1 };
+    // A key can be listed, a sink and in the window of one group.
+    let places = |pass: &Pass<'_>| {
+        pass.plane_groups(plan) * (pass.part.map_or(0, most_times) + if pass.near { 2 } else { 0 })
+    };
     let heads = plan.shape.group() / pack(plan).max(1);
     attention.dense.check_steps("plan", heads * run.passes.iter().map(places).sum::<usize>())
+}
+
+/// How often a group lists one key, at most.
+fn most_times(part: &DevicePart) -> usize {
+    if !part.multiset {
+        return 1;
+    }
+    let bk = if let DeviceEntries::Blocks { bk, .. } = part.entries { bk } else { 1 };
+    let most_keys = part.keys.as_ref().and_then(|keys| keys.iter().max().copied());
+    part.capacity.min((most_keys.unwrap_or(u32::MAX) / bk.max(1)) as usize)
 }
 
 /// Rounds of all three passes. A key's groups are added in the order of rounds, so that heads that share

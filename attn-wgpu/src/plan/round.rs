@@ -153,6 +153,8 @@ pub(super) struct Sweep<'a> {
     pub(super) bindings: Vec<Binding>,
     /// Which binding is the words of a part.
     pub(super) plan: usize,
+    /// Whether it relies on the order of keys in a list.
+    pub(super) in_order: bool,
     /// Operations for each pair of a query and a key.
     pub(super) per_pair: f64,
 }
@@ -203,6 +205,7 @@ impl PlanAttention {
                 table.words.binding().0,
             ],
             plan: 4,
+            in_order: false,
             per_pair: run.per_pair(),
         };
         self.sweep(run, steps, &args, &sweep, |step| ForwardParams {
@@ -224,7 +227,9 @@ impl PlanAttention {
         let copies = steps.copies.len() as u64;
         for (number, (pass, step)) in run.passes.iter().zip(&steps.each).enumerate() {
             let biased = pass.part.is_some_and(|part| part.biased);
-            let constants = pass.constants(sweep.constants.clone()).flag("KEY_BIAS", biased);
+            let multiset = sweep.in_order && pass.part.is_some_and(|part| part.multiset);
+            let constants = pass.constants(sweep.constants.clone());
+            let constants = constants.flag("KEY_BIAS", biased).flag("MULTISET", multiset);
             let kernel = self.gpu.kernel(sweep.source, constants)?;
             let mut bindings = sweep.bindings.clone();
             if let Some(part) = pass.part {

@@ -4,6 +4,7 @@ use anyhow::{Result, bail};
 use attn_core::dense::Config;
 use attn_core::testing::{Capture, HostInputs, Values, problems};
 use attn_core::{AttentionShape, Mask};
+use attn_wgpu::bench::STREAM_TOKENS;
 
 use super::report::Source;
 
@@ -20,6 +21,9 @@ const DEFAULT: [&str; 5] = [
 const SERIES: [usize; 4] = [128, 256, 512, 1024];
 const FULL_SERIES: [usize; 7] = [512, 1024, 2048, 4096, 8192, 16 << 10, 32 << 10];
 
+/// Lengths of texts whose last tokens are read one by one, in full runs.
+const STREAM_SERIES: [usize; 5] = [512, 2048, 8192, 32 << 10, 64 << 10];
+
 /// A window of 256 tokens.
 const WINDOW: Mask = Mask::Window { left: 255, right: 0 };
 
@@ -34,12 +38,14 @@ pub struct Case {
     pub config: Config,
     /// Whether it is a point of the plots over the number of keys.
     pub in_series: bool,
+    /// Whether the last tokens come one by one: problems of their own for mechanisms that can do so.
+    pub is_stream: bool,
 }
 
 impl Case {
     fn new(name: String, source: Source, inputs: HostInputs, config: Config) -> Self {
         let inputs = if inputs.shape.keys < ONE_HEAD { inputs } else { one_head(&inputs) };
-        Case { name, source, inputs, config, in_series: false }
+        Case { name, source, inputs, config, in_series: false, is_stream: false }
     }
 
     /// The same on the model's own mask or a window, as points of the plots.
@@ -50,6 +56,15 @@ impl Case {
             ..Case::new(name.into(), source.clone(), inputs.clone(), own.clone().with_mask(mask))
         };
         masks.into_iter().map(case).collect()
+    }
+
+    /// The last tokens of a text, one by one.
+    fn stream(name: String, shape: AttentionShape) -> Case {
+        let seed = shape.keys as u64;
+        let inputs = HostInputs::random(shape, seed, Values::Normal);
+        let config = Config::new().with_mask(Mask::Causal);
+        let case = Case::new(name, Source::Random { seed }, inputs, config);
+        Case { in_series: true, is_stream: true, ..case }
     }
 
     /// Whether it is so long that fewer samples have to do.
@@ -114,6 +129,13 @@ pub fn cases(capture: &Capture, choice: &Choice<'_>) -> Result<Vec<Case>> {
                 let inputs = HostInputs::random(shape, seed as u64, Values::Normal);
                 let source = Source::Random { seed: seed as u64 };
                 cases.extend(Case::series(&name, source, &inputs, own));
+            }
+        }
+        for keys in STREAM_SERIES {
+            let name = format!("stream-n{keys}");
+            if wanted(&name, choice.full) {
+                let shape = AttentionShape { queries: STREAM_TOKENS, keys, ..one };
+                cases.push(Case::stream(name, shape));
             }
         }
     }
@@ -239,7 +261,8 @@ pub mod tests {
         let series = 2 * (SERIES.len() - 1);
         let default = 3 + 1 + series + DEFAULT.len();
         assert_eq!(names(false, false, &[]).unwrap().len(), default);
-        let all = 2 * 3 + series + 2 * FULL_SERIES.len() + named().len();
+        let long = 2 * FULL_SERIES.len() + STREAM_SERIES.len();
+        let all = 2 * 3 + series + long + named().len();
         assert_eq!(names(false, true, &[]).unwrap().len(), all);
         assert_eq!(names(false, false, &["tiny-odd", "decode"]).unwrap().len(), 4);
         let error = names(false, false, &["no-such"]).unwrap_err().to_string();
@@ -250,7 +273,8 @@ pub mod tests {
     fn series_double_in_length() {
         let choice = Choice { quick: false, full: true, only: &[], or_none: false };
         let cases = cases(&capture(), &choice).unwrap();
-        let causal = cases.iter().filter(|case| case.in_series && case.config.mask == Mask::Causal);
+        let whole = cases.iter().filter(|case| case.in_series && !case.is_stream);
+        let causal = whole.filter(|case| case.config.mask == Mask::Causal);
         let (one, all): (Vec<_>, Vec<_>) =
             causal.map(|case| case.inputs.shape).partition(|shape| shape.heads == 1);
         let lengths = |shapes: &[AttentionShape]| shapes.iter().map(|s| s.keys).collect::<Vec<_>>();

@@ -43,7 +43,10 @@ impl Plan {
     pub fn pairs(&self) -> impl Iterator<Item = (&Case, &dyn Mechanism)> {
         let all =
             self.cases.iter().flat_map(|case| self.mechanisms.iter().map(move |m| (case, &**m)));
-        all.filter(|(case, mechanism)| mechanism.is_for(&case.inputs.shape, &case.config))
+        all.filter(|(case, mechanism)| {
+            let suits = mechanism.is_for(&case.inputs.shape, &case.config);
+            suits && mechanism.is_stream() == case.is_stream
+        })
     }
 
     pub fn effort(&self, case: &Case) -> Effort {

@@ -241,10 +241,11 @@ fn check_fixed(name: &str, errors: &Errors, (max_abs, rel_l2): (f64, f64)) -> Re
 mod tests {
     use super::super::cases::tests::shape;
     use super::super::dense_backward::DenseBackward;
+    use super::super::registry;
     use super::*;
     use attn_core::testing::{Values, simple_f32};
     use attn_core::{Mask, dense};
-    use attn_wgpu::bench::DenseAttention;
+    use attn_wgpu::bench::{DenseAttention, STREAM_TOKENS};
 
     #[test]
     fn short_problems_are_compared_whole() {
@@ -356,5 +357,28 @@ mod tests {
         assert_eq!(expected.check(&shape, &all).1, None);
         all[1].data[3] += 0.1;
         assert!(expected.check(&shape, &all).1.unwrap().starts_with("dk: max error"));
+    }
+
+    /// Every stream reads its tokens as the whole text does, each time anew.
+    #[test]
+    fn streams_are_the_end_of_a_text() {
+        let Ok(gpu) = attn_wgpu::Gpu::new() else { return };
+        let shape = AttentionShape { dim_v: 8, ..shape(2, STREAM_TOKENS, 3 * STREAM_TOKENS) };
+        let case = Case { inputs: HostInputs::random(shape, 1, Values::Normal), ..case() };
+        let mut streams = 0;
+        for mechanism in registry::mechanisms().iter().filter(|m| m.is_stream()) {
+            assert!(mechanism.is_for(&shape, &case.config), "{}", mechanism.name());
+            let odd = AttentionShape { keys: shape.keys + 1, ..shape };
+            assert!(!mechanism.is_for(&odd, &case.config) && mechanism.name().ends_with("-stream"));
+            let prepared = mechanism.prepare(&gpu, &case.inputs, &case.config).unwrap();
+            let got = [(); 2].map(|()| read(&prepared.record().unwrap()).unwrap());
+            let bits =
+                |got: &[Got]| got.iter().flat_map(|got| got.data.clone()).collect::<Vec<_>>();
+            assert!(bits(&got[0]) == bits(&got[1]), "{}", mechanism.name());
+            let expected = Expected::compute(&**mechanism, &case, None).unwrap();
+            assert_eq!(expected.check(&shape, &got[0]).1, None, "{}", mechanism.name());
+            streams += 1;
+        }
+        assert!(streams >= 3);
     }
 }

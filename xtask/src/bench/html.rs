@@ -104,7 +104,9 @@ fn section(report: &AdapterReport) -> String {
         text.push_str("<h3>General kernels</h3>\n");
         text.push_str(&html_table(&header, &rows, kernels::WORDS));
     }
-    text.push_str(&list(table::decode_lines(&report.rows).into_iter().map(|line| ("", line))));
+    let lines =
+        table::decode_lines(&report.rows).into_iter().chain(table::stream_lines(&report.rows));
+    text.push_str(&list(lines.map(|line| ("", line))));
     text
 }
 

@@ -1,6 +1,6 @@
 //! The mechanisms that benchmarks run.
 
-use attn_wgpu::bench::{DenseAttention, Mechanism, RandomPlan};
+use attn_wgpu::bench::{DenseAttention, DenseStream, Mechanism, RandomPlan, Streamed};
 
 use super::dense_backward::DenseBackward;
 
@@ -15,7 +15,11 @@ pub fn mechanisms() -> Vec<Box<dyn Mechanism>> {
         Box::new(attn_flexprefill::bench::Benchmark),
         Box::new(attn_routing::bench::Benchmark),
         Box::new(attn_lightning::bench::Benchmark),
+        Box::new(attn_lightning::bench::Masked),
         Box::new(attn_aaren::bench::Benchmark),
         Box::new(attn_flowformer::bench::Benchmark),
+        Box::new(Streamed(DenseStream)),
+        Box::new(Streamed(attn_lightning::bench::Decode)),
+        Box::new(Streamed(attn_aaren::bench::Update)),
     ]
 }

@@ -69,7 +69,11 @@ pub fn lines(all: &[Series<'_>], figure: impl Fn(&Row) -> Option<Point>) -> Vec<
 
 /// Dense attention that does the same task: what a row is compared with.
 pub fn base_name(mechanism: &str) -> &'static str {
-    if mechanism.ends_with("-backward") { "dense-backward" } else { "dense" }
+    match mechanism.rsplit_once('-') {
+        Some((_, "backward")) => "dense-backward",
+        Some((_, "stream")) => "dense-stream",
+        _ => "dense",
+    }
 }
 
 /// The series that others are compared with: dense attention under the mask that comes first.
@@ -155,5 +159,6 @@ mod tests {
     #[test]
     fn gradients_are_compared_with_gradients() {
         assert_eq!((base_name("x-backward"), base_name("x")), ("dense-backward", "dense"));
+        assert_eq!((base_name("x-stream"), base_name("x-y")), ("dense-stream", "dense"));
     }
 }

@@ -6,6 +6,7 @@ use comfy_table::presets::ASCII_MARKDOWN;
 use comfy_table::{CellAlignment, Table};
 
 use super::report::{Adapter, AdapterReport, Clock, Gate, Outcome, Probe, Row};
+use super::series::base_name;
 use super::{choice, kernels};
 
 /// Where there is no number.
@@ -34,6 +35,9 @@ pub fn adapter(report: &AdapterReport) -> String {
         let _ = writeln!(text, "{}", table(&report.rows));
     }
     for line in decode_lines(&report.rows) {
+        let _ = writeln!(text, "{line}");
+    }
+    for line in stream_lines(&report.rows) {
         let _ = writeln!(text, "{line}");
     }
     for (what, why) in reasons(&report.rows) {
@@ -103,6 +107,37 @@ pub fn decode_lines(rows: &[Row]) -> Vec<String> {
         Some(format!("{}, {}: keys and values at {rate} GB/s{core}", row.problem, row.mechanism))
     };
     rows.iter().filter_map(line).collect()
+}
+
+/// Tokens that come one by one: time of each, memory before the first, and both against a cache of keys and
+/// values.
+pub fn stream_lines(rows: &[Row]) -> Vec<String> {
+    let seconds = |row: &Row| Some(row.timing.as_ref()?.seconds.median / row.shape[3] as f64);
+    let bytes = |row: &Row| Some(row.memory.as_ref()?.input_bytes as f64);
+    let line = |row: &Row| {
+        let base = base_name(&row.mechanism);
+        let (time, memory) = (seconds(row)?, bytes(row)?);
+        let mut line = format!(
+            "{}, {}: {} us a token, {} MB",
+            row.problem,
+            row.mechanism,
+            digits(1e6 * time),
+            digits(1e-6 * memory),
+        );
+        let cache = |other: &&Row| other.problem == row.problem && other.mechanism == base;
+        if let Some(cache) = rows.iter().find(cache).filter(|_| row.mechanism != base) {
+            let (times, less) = (seconds(cache)? / time, bytes(cache)? / memory);
+            let _ = write!(
+                line,
+                "; {} times as fast as a cache, in {} of its memory",
+                digits(times),
+                digits(1.0 / less)
+            );
+        }
+        Some(line)
+    };
+    let streams = rows.iter().filter(|row| row.mechanism.ends_with("-stream"));
+    streams.filter_map(line).collect()
 }
 
 /// Why rows have no times.
@@ -219,6 +254,27 @@ pub fn digits(x: f64) -> String {
 mod tests {
     use super::super::report::tests::sample;
     use super::*;
+
+    #[test]
+    fn streams_stand_beside_a_cache() {
+        let stream = |mechanism: &str, factor: f64| {
+            let mut row = sample().adapters[0].rows[0].clone();
+            (row.problem, row.mechanism) = ("stream-n512".into(), mechanism.into());
+            row.shape[3] = 64;
+            if let (Some(timing), Some(memory)) = (&mut row.timing, &mut row.memory) {
+                timing.seconds = timing.seconds.scaled(factor);
+                memory.input_bytes = (4e6 * factor) as u64;
+            }
+            row
+        };
+        let lines = stream_lines(&[stream("dense-stream", 1.0), stream("x-stream", 0.25)]);
+        assert_eq!(lines.len(), 2);
+        assert!(lines[0].starts_with("stream-n512, dense-stream: "), "{}", lines[0]);
+        assert!(lines[0].ends_with("us a token, 4.00 MB"), "{}", lines[0]);
+        let end = "1.00 MB; 4.00 times as fast as a cache, in 0.250 of its memory";
+        assert!(lines[1].ends_with(end), "{}", lines[1]);
+        assert!(stream_lines(&sample().adapters[0].rows).is_empty());
+    }
 
     #[test]
     fn right_and_wrong_rows() {

@@ -134,7 +134,14 @@ fn problem(kernel: KernelKind, dim: u32, on_cpu: bool) -> Case {
     let inputs = HostInputs::random(shape, seed, Values::Normal);
     let config = Config::new().with_mask(Mask::Causal);
     let name = format!("{}-d{dim}", kernel.name());
-    Case { name, source: Source::Random { seed }, inputs, config, in_series: false }
+    Case {
+        name,
+        source: Source::Random { seed },
+        inputs,
+        config,
+        in_series: false,
+        is_stream: false,
+    }
 }
 
 fn tune(
