@@ -21,7 +21,7 @@ use attn_wgpu::{DType, Gpu, Result, Tensor, ops};
 
 #[cfg(feature = "bench")]
 pub use self::kernels::kernels;
-use self::kernels::{BACK, NETWORK, PAIRS, READ, Run, SHARES, UPDATE};
+use self::kernels::{BACK, NETWORK, PAIRS, READ, Run, SHARES, Tiles, UPDATE};
 pub use self::state::State;
 use self::state::copied;
 use crate::{Activation, Config};
@@ -337,19 +337,22 @@ impl<'a> Walk<'a> {
     fn update(&self, piece: usize, layer: &Layer, [w, s]: [&Tensor; 2]) -> Result<()> {
         let Layer { x, error, depth, chunks, .. } = layer;
         let tensors = [x, error, &self.ends, &self.shares, &self.momentum, w, s];
+        let gpu = &self.titans.gpu;
+        let tiles = Tiles::of(gpu.capabilities(), 4 * depth);
+        let count = tiles.count(4 * depth);
         let run = Run {
             source: &UPDATE,
             activation: None,
             tensors: &tensors,
-            count: self.planes * depth * chunks,
-            params: &self.params(piece, 1, *depth, [*depth, *chunks]),
+            count: self.planes * count,
+            params: &self.params(piece, 1, count, [*depth, *chunks]),
             steps: self.chunk,
-            work: 64 * self.chunk,
+            work: 256 * self.chunk * chunks,
         };
-        run.record(&self.titans.gpu)
+        run.tiled(gpu, tiles, *chunks)
     }
 
-    /// A kernel on tiles of four rows of pieces.
+    /// A kernel on tiles of rows of pieces.
     #[expect(clippy::too_many_arguments, reason = "what a kernel is run with")]
     fn rows(
         &self,
@@ -361,17 +364,19 @@ impl<'a> Walk<'a> {
         size: [usize; 2],
         [steps, work]: [usize; 2],
     ) -> Result<()> {
-        let tiles = self.chunk.div_ceil(4);
+        let gpu = &self.titans.gpu;
+        let tiles = Tiles::of(gpu.capabilities(), self.chunk);
+        let count = tiles.count(self.chunk);
         let run = Run {
             source,
             activation,
             tensors,
-            count: self.planes * pieces * tiles * size[1],
-            params: &self.params(piece, pieces, tiles, size),
+            count: self.planes * pieces * count,
+            params: &self.params(piece, pieces, count, size),
             steps,
-            work,
+            work: work * size[1],
         };
-        run.record(&self.titans.gpu)
+        run.tiled(gpu, tiles, size[1])
     }
 
     fn params(&self, piece: usize, pieces: usize, tiles: usize, size: [usize; 2]) -> [u32; 9] {
