@@ -10,8 +10,8 @@
 //!   titans_update   weights and momentum behind it, layer by layer
 //! ```
 //!
-//! Nothing is read back. All batch entries and heads are in one dispatch. This is the plainest form: every
-//! invocation owns four by four elements, and nothing is shared among them.
+//! Nothing is read back. All batch entries and heads are in one dispatch. Every invocation owns some
+//! rows of a chunk, or of the weights, and four columns; on software drivers lanes share what they load.
 
 mod kernels;
 mod state;
@@ -154,6 +154,9 @@ impl Titans {
     }
 }
 
+/// Rows of weights and momentum that an invocation changes at most: it holds sums of both.
+const UPDATED_ROWS: usize = 16;
+
 /// A layer's part of a walk, rows of all tokens `[batch, heads, tokens, ..]`.
 struct Layer {
     /// What the layer gets of keys, and of queries.
@@ -287,7 +290,7 @@ impl<'a> Walk<'a> {
         let Layer { x, r, pairs, depth, .. } = &self.layers[layer];
         let chunks = self.chunk.div_ceil(4);
         let tensors = [r, x, &self.shares, pairs];
-        let (steps, work) = (*depth, 128 * depth);
+        let (steps, work) = (*depth, 32 * depth);
         self.rows(&PAIRS, None, &tensors, piece, pieces, [*depth, chunks], [steps, work])
     }
 
@@ -296,7 +299,7 @@ impl<'a> Walk<'a> {
         for (i, layer) in self.layers.iter().enumerate() {
             let Layer { x, error, depth, chunks, .. } = layer;
             let size = [*depth, *chunks];
-            let cost = [*depth, 128 * depth];
+            let cost = [*depth, 32 * depth];
             match (self.layers.get(i + 1), &self.z) {
                 (Some(next), Some(z)) => {
                     let tensors = [x, &start[i], z, &next.x];
@@ -311,7 +314,7 @@ impl<'a> Walk<'a> {
         if let (Some(z), [first, second]) = (&self.z, &self.layers[..]) {
             let tensors = [&second.error, &start[1], z, &first.error];
             let size = [second.chunks, first.chunks];
-            let cost = [second.chunks, 128 * second.chunks];
+            let cost = [second.chunks, 32 * second.chunks];
             self.rows(&BACK, self.activation(), &tensors, piece, 1, size, cost)?;
         }
         Ok(())
@@ -328,7 +331,7 @@ impl<'a> Walk<'a> {
                 None => (&self.y, None),
             };
             let tensors = [r, &state.w[i], &state.s[i], pairs, error, &self.ends, out];
-            let cost = [depth + self.chunk, 256 * depth + 32 * self.chunk];
+            let cost = [depth + self.chunk, 64 * depth + 8 * self.chunk];
             self.rows(&READ, activation, &tensors, piece, 1, [*depth, *chunks], cost)?;
         }
         Ok(())
@@ -338,7 +341,7 @@ impl<'a> Walk<'a> {
         let Layer { x, error, depth, chunks, .. } = layer;
         let tensors = [x, error, &self.ends, &self.shares, &self.momentum, w, s];
         let gpu = &self.titans.gpu;
-        let tiles = Tiles::of(gpu.capabilities(), 4 * depth);
+        let tiles = Tiles::of(gpu.capabilities(), (4 * depth).min(UPDATED_ROWS));
         let count = tiles.count(4 * depth);
         let run = Run {
             source: &UPDATE,
@@ -347,7 +350,7 @@ impl<'a> Walk<'a> {
             count: self.planes * count,
             params: &self.params(piece, 1, count, [*depth, *chunks]),
             steps: self.chunk,
-            work: 256 * self.chunk * chunks,
+            work: 16 * self.chunk,
         };
         run.tiled(gpu, tiles, *chunks)
     }
@@ -374,7 +377,7 @@ impl<'a> Walk<'a> {
             count: self.planes * pieces * count,
             params: &self.params(piece, pieces, count, size),
             steps,
-            work: work * size[1],
+            work,
         };
         run.tiled(gpu, tiles, size[1])
     }

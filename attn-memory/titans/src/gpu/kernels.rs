@@ -55,7 +55,12 @@ impl Tiles {
             (DeviceKind::Cpu, Some(subgroups)) if subgroups.min >= 4 => 4,
             _ => return Tiles { rows: 4, exchange: 1 },
         };
-        Tiles { rows: if rows <= 8 { 8 } else { 16 }, exchange }
+        let rows = match rows {
+            ..=8 => 8,
+            ..=16 => 16,
+            _ => 32,
+        };
+        Tiles { rows, exchange }
     }
 
     /// Tiles of so many rows.
@@ -92,23 +97,25 @@ pub(super) struct Run<'a> {
 impl Run<'_> {
     /// Records it.
     pub(super) fn record(&self, gpu: &Gpu) -> Result<()> {
-        let workgroup = workgroup(gpu.capabilities());
+        let workgroup = workgroup(gpu.capabilities()) as usize;
         let constants = constants(gpu.capabilities(), self.activation);
-        self.dispatch(gpu, constants, self.count.div_ceil(workgroup as usize))
+        let work = self.work as f64 * self.count as f64;
+        self.dispatch(gpu, constants, self.count.div_ceil(workgroup), work)
     }
 
-    /// Records it, with `count` tiles of rows for each group of four of `columns`.
+    /// Records it with `count` tiles of rows by all `columns`, counted in groups of four; `work` is that of a
+    /// row and such a group.
     pub(super) fn tiled(&self, gpu: &Gpu, tiles: Tiles, columns: usize) -> Result<()> {
         let groups = match tiles.exchange {
             1 => (self.count * columns).div_ceil(workgroup(gpu.capabilities()) as usize),
             lanes => self.count * columns.div_ceil(lanes as usize),
         };
-        self.dispatch(gpu, tiled(gpu.capabilities(), tiles, self.activation), groups)
+        let work = self.work as f64 * (tiles.rows as usize * self.count * columns) as f64;
+        self.dispatch(gpu, tiled(gpu.capabilities(), tiles, self.activation), groups, work)
     }
 
-    fn dispatch(&self, gpu: &Gpu, constants: Constants, groups: usize) -> Result<()> {
-        let what = || format!("`{}`", self.source.name);
-        gpu.capabilities().check_steps(what(), self.steps + 1)?;
+    fn dispatch(&self, gpu: &Gpu, constants: Constants, groups: usize, work: f64) -> Result<()> {
+        gpu.capabilities().check_steps(format!("`{}`", self.source.name), self.steps + 1)?;
         let count = u32::try_from(self.count).map_err(|_| {
             let expected = "fewer than 2^32 groups of four elements";
             attn_core::Error::config("tokens", expected, self.count)
@@ -121,7 +128,7 @@ impl Run<'_> {
             bindings: &bindings,
             params: bytemuck::cast_slice(&params),
             groups: groups as u64,
-            work: self.work as f64 * self.count as f64,
+            work,
         };
         kernel.dispatch(gpu, &call)
     }
@@ -173,7 +180,7 @@ pub fn kernels(capabilities: &Capabilities) -> Vec<attn_wgpu::catalogue::Entry> 
         attn_wgpu::catalogue::Entry::new(source, constants, name)
     };
     let mut all = vec![entry(SHARES, constants(capabilities, None), "last".into())];
-    let mut sizes = vec![Tiles::of(capabilities, 8), Tiles::of(capabilities, 16)];
+    let mut sizes: Vec<Tiles> = [8, 16, 32].map(|rows| Tiles::of(capabilities, rows)).into();
     sizes.dedup();
     for (source, activations) in variants {
         for tiles in &sizes {

@@ -56,10 +56,19 @@ fn tile(at: Place, first_column: u32, lane: u32) {
       error[cell] = sums[i] - v[cell];
 #else
       z[cell] = sums[i];
-      h[cell] = activate(sums[i]);
 #endif
     }
   }
+#ifdef LAST
+#else
+  // In a loop of its own, read back: one copy of the function, and no registers beside the sums.
+  for (var i = 0u; i < ROWS; i++) {
+    if at.row + i < at.length && column < chunks {
+      let cell = (at.start + at.row + i) * chunks + column;
+      h[cell] = activate(z[cell]);
+    }
+  }
+#endif
 }
 
 @compute @workgroup_size(WORKGROUP)

@@ -34,11 +34,15 @@ fn tile(at: Place, first_column: u32, lane: u32) {
   for (var j = 0u; j < HELD; j++) {
     rows[j] = min(at.start + at.row + j * EXCHANGE + lane, last) * depth;
   }
+  let pair_chunks = (params.chunk + 3u) / 4u;
+  var pair_rows: array<u32, HELD>;
   var beta: array<f32, HELD>;
   var kappa: array<f32, HELD>;
   #unroll
   for (var j = 0u; j < HELD; j++) {
-    let shares = ends[rows[j] / depth];
+    let token = min(at.start + at.row + j * EXCHANGE + lane, last);
+    pair_rows[j] = token * pair_chunks;
+    let shares = ends[token];
     beta[j] = shares.x;
     kappa[j] = shares.y;
   }
@@ -70,13 +74,12 @@ fn tile(at: Place, first_column: u32, lane: u32) {
       }
     }
   }
-  let pair_chunks = (params.chunk + 3u) / 4u;
   let seen = min(at.row + ROWS, at.length);
   for (var first = 0u; first < seen; first += 4u) {
     var held: array<vec4<f32>, HELD>;
     #unroll
     for (var j = 0u; j < HELD; j++) {
-      held[j] = -pairs[rows[j] / depth * pair_chunks + first / 4u];
+      held[j] = -pairs[pair_rows[j] + first / 4u];
     }
     #unroll
     for (var q = 0u; q < 4; q++) {
@@ -98,13 +101,19 @@ fn tile(at: Place, first_column: u32, lane: u32) {
   for (var i = 0u; i < ROWS; i++) {
     if at.row + i < at.length && column < chunks {
       let cell = (at.start + at.row + i) * chunks + column;
-#ifdef LAST
       out[cell] = sums[i];
-#else
-      out[cell] = activate(sums[i]);
-#endif
     }
   }
+#ifdef LAST
+#else
+  // In a loop of its own, read back: one copy of the function, and no registers beside the sums.
+  for (var i = 0u; i < ROWS; i++) {
+    if at.row + i < at.length && column < chunks {
+      let cell = (at.start + at.row + i) * chunks + column;
+      out[cell] = activate(out[cell]);
+    }
+  }
+#endif
 }
 
 @compute @workgroup_size(WORKGROUP)

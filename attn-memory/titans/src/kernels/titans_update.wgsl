@@ -14,7 +14,7 @@ struct Params {
 @group(0) @binding(1) var<storage, read> error: array<vec4<f32>>; // [planes, tokens, chunks]
 // beta, kappa, omega and the step.
 @group(0) @binding(2) var<storage, read> ends: array<vec4<f32>>; // [planes, tokens]
-@group(0) @binding(3) var<storage, read> shares: array<f32>; // [planes, tokens, chunk to a multiple of four]
+@group(0) @binding(3) var<storage, read> shares: array<vec4<f32>>; // [planes, tokens, ceil(chunk / 4)]
 @group(0) @binding(4) var<storage, read> momentum: array<f32>; // [planes, all]
 @group(0) @binding(5) var<storage, read_write> w: array<vec4<f32>>; // [planes, 4 depth, chunks]
 @group(0) @binding(6) var<storage, read_write> s: array<vec4<f32>>; // [planes, 4 depth, chunks]
@@ -28,7 +28,7 @@ fn tile(at: Place, first_column: u32, lane: u32) {
   let column = first_column + lane;
   let own = min(column, chunks - 1u);
   let last = at.start + at.length - 1u;
-  let width = (params.chunk + 3u) / 4u * 4u;
+  let width = (params.chunk + 3u) / 4u;
   var weights: array<vec4<f32>, ROWS>;
   var moving: array<vec4<f32>, ROWS>;
   for (var t = 0u; t < at.length; t += 4u) {
@@ -41,13 +41,15 @@ fn tile(at: Place, first_column: u32, lane: u32) {
       let cell = min(at.start + token, last) * depth + min(at.row / 4u + chunk % ROWS4, depth - 1u);
       held[j] = select(vec4<f32>(0.0), x[cell], token < at.length);
     }
+    let left = shares[last * width + t / 4u];
     #unroll
     for (var q = 0u; q < 4; q++) {
       let token = min(at.start + t + q, last);
       let end = ends[token];
-      let step = select(vec4<f32>(0.0), error[token * chunks + own] * end.w, t + q < at.length);
-      let by_w = step * shares[last * width + token - at.start];
-      let by_s = step * end.z;
+      let inside = t + q < at.length;
+      let step = error[token * chunks + own] * end.w;
+      let by_w = select(vec4<f32>(0.0), step * left[q], inside);
+      let by_s = select(vec4<f32>(0.0), step * end.z, inside);
       #unroll
       for (var i = 0u; i < ROWS; i++) {
         const chunk = q * ROWS4 + i / 4u;
