@@ -22,16 +22,19 @@ kernels! {
     NETWORK = "titans_network",
     BACK = "titans_back",
     READ = "titans_read",
+    PACK = "titans_pack",
+    TOKEN = "titans_token",
     UPDATE = "titans_update",
 }
 
 /// Snippets of this crate.
-const OWN: [(&str, &str); 6] = [
+const OWN: [(&str, &str); 7] = [
     ("titans_each", include_str!("../kernels/titans_each.wgsl")),
     ("titans_fields", include_str!("../kernels/titans_fields.wgsl")),
     ("titans_piece", include_str!("../kernels/titans_piece.wgsl")),
     ("titans_products", include_str!("../kernels/titans_products.wgsl")),
     ("titans_rows", include_str!("../kernels/titans_rows.wgsl")),
+    ("titans_slope", include_str!("../kernels/titans_slope.wgsl")),
     ("titans_tiles", include_str!("../kernels/titans_tiles.wgsl")),
 ];
 
@@ -153,7 +156,8 @@ fn tiled(
     with_snippets(tiles.constants(Constants::new().int("WORKGROUP", lanes)), activation)
 }
 
-fn with_snippets(constants: Constants, activation: Option<Activation>) -> Constants {
+/// With this crate's snippets and the activation, `None` being the last layer's.
+pub(super) fn with_snippets(constants: Constants, activation: Option<Activation>) -> Constants {
     let snippet =
         |constants: Constants, (name, text): (&str, &str)| constants.snippet(name, text.to_owned());
     let constants = OWN.into_iter().fold(constants, snippet);
@@ -179,7 +183,14 @@ pub fn kernels(capabilities: &Capabilities) -> Vec<attn_wgpu::catalogue::Entry> 
     let entry = |source: KernelSource, constants, name: String| {
         attn_wgpu::catalogue::Entry::new(source, constants, name)
     };
-    let mut all = vec![entry(SHARES, constants(capabilities, None), "last".into())];
+    let mut all = vec![
+        entry(SHARES, constants(capabilities, None), "last".into()),
+        entry(PACK, constants(capabilities, None), "last".into()),
+    ];
+    for activation in [None, both[0], both[1]] {
+        let name = activation.map_or("one layer".into(), |activation| format!("{activation:?}"));
+        all.push(entry(TOKEN, super::decode::constants(capabilities, activation, super::decode::LEAST_ROOM), name));
+    }
     let mut sizes: Vec<Tiles> = [8, 16, 32].map(|rows| Tiles::of(capabilities, rows)).into();
     sizes.dedup();
     for (source, activations) in variants {
