@@ -6,6 +6,8 @@
 //! to build a layer on it.
 #![cfg_attr(doctest, doc = include_str!("../README.md"))]
 
+#[cfg(feature = "bench")]
+pub mod bench;
 mod config;
 mod gpu;
 mod layer_config;
