@@ -10,18 +10,20 @@
 //!   titans_update   weights and momentum behind it, layer by layer
 //! ```
 //!
-//! Nothing is read back. All batch entries and heads are in one dispatch. This is the plainest form: every
-//! invocation owns four by four elements, and nothing is shared among them.
+//! In chunks of one token, and in streams, titans_token does it all (`decode.rs`). Nothing is read back. All batch entries and heads are in one dispatch. Every invocation owns some
+//! rows of a chunk, or of the weights, and four columns; on software drivers lanes share what they load.
 
+mod decode;
 mod kernels;
 mod state;
 
 use attn_core::Error;
 use attn_wgpu::{DType, Gpu, Result, Tensor, ops};
 
+pub use self::decode::Decoder;
 #[cfg(feature = "bench")]
 pub use self::kernels::kernels;
-use self::kernels::{BACK, NETWORK, PAIRS, READ, Run, SHARES, UPDATE};
+use self::kernels::{BACK, NETWORK, PAIRS, READ, Run, SHARES, Tiles, UPDATE};
 pub use self::state::State;
 use self::state::copied;
 use crate::{Activation, Config};
@@ -85,6 +87,11 @@ impl Titans {
     /// [`attn_core::Error`] for tensors and a state that do not fit together; those of the device.
     pub fn forward(&self, inputs: Inputs<'_>, state: &State) -> Result<Output> {
         let [batch, heads, tokens] = self.check(inputs, state)?;
+        if self.config.chunk == 1 && batch * heads * tokens > 0 && self.has_tokens()? {
+            let mut decoder = self.decoder(state)?;
+            let y = decoder.decode(inputs)?;
+            return Ok(Output { y, state: decoder.state()? });
+        }
         let mut next = State {
             w: copied(&state.w)?,
             s: copied(&state.s)?,
@@ -102,6 +109,13 @@ impl Titans {
     }
 
     fn check(&self, inputs: Inputs<'_>, state: &State) -> Result<[usize; 3]> {
+        let extents = self.check_inputs(inputs)?;
+        self.check_state(state, extents[0])?;
+        Ok(extents)
+    }
+
+    /// Batch, heads and tokens.
+    fn check_inputs(&self, inputs: Inputs<'_>) -> Result<[usize; 3]> {
         let config = &self.config;
         let &[batch, heads, tokens, _] = inputs.q.shape() else {
             let expected = "[batch, heads, tokens, dim_qk]";
@@ -123,6 +137,12 @@ impl Titans {
                 return Err(Error::Dtype { arg, expected, got }.into());
             }
         }
+        Ok([batch, heads, tokens])
+    }
+
+    fn check_state(&self, state: &State, batch: usize) -> Result<()> {
+        let config = &self.config;
+        let heads = config.heads;
         for (arg, layers) in
             [("state.w", &state.w), ("state.s", &state.s), ("state.start", &state.start)]
         {
@@ -139,7 +159,7 @@ impl Titans {
             let expected = format!("below the chunk of {} tokens", config.chunk);
             return Err(Error::data("state.position", expected, state.position).into());
         }
-        Ok([batch, heads, tokens])
+        Ok(())
     }
 
     fn check_tensor(&self, arg: &'static str, tensor: &Tensor, expected: &[usize]) -> Result<()> {
@@ -153,6 +173,9 @@ impl Titans {
         Ok(())
     }
 }
+
+/// Rows of weights and momentum that an invocation changes at most: it holds sums of both.
+const UPDATED_ROWS: usize = 16;
 
 /// A layer's part of a walk, rows of all tokens `[batch, heads, tokens, ..]`.
 struct Layer {
@@ -287,7 +310,7 @@ impl<'a> Walk<'a> {
         let Layer { x, r, pairs, depth, .. } = &self.layers[layer];
         let chunks = self.chunk.div_ceil(4);
         let tensors = [r, x, &self.shares, pairs];
-        let (steps, work) = (*depth, 128 * depth);
+        let (steps, work) = (*depth, 32 * depth);
         self.rows(&PAIRS, None, &tensors, piece, pieces, [*depth, chunks], [steps, work])
     }
 
@@ -296,7 +319,7 @@ impl<'a> Walk<'a> {
         for (i, layer) in self.layers.iter().enumerate() {
             let Layer { x, error, depth, chunks, .. } = layer;
             let size = [*depth, *chunks];
-            let cost = [*depth, 128 * depth];
+            let cost = [*depth, 32 * depth];
             match (self.layers.get(i + 1), &self.z) {
                 (Some(next), Some(z)) => {
                     let tensors = [x, &start[i], z, &next.x];
@@ -311,7 +334,7 @@ impl<'a> Walk<'a> {
         if let (Some(z), [first, second]) = (&self.z, &self.layers[..]) {
             let tensors = [&second.error, &start[1], z, &first.error];
             let size = [second.chunks, first.chunks];
-            let cost = [second.chunks, 128 * second.chunks];
+            let cost = [second.chunks, 32 * second.chunks];
             self.rows(&BACK, self.activation(), &tensors, piece, 1, size, cost)?;
         }
         Ok(())
@@ -328,7 +351,7 @@ impl<'a> Walk<'a> {
                 None => (&self.y, None),
             };
             let tensors = [r, &state.w[i], &state.s[i], pairs, error, &self.ends, out];
-            let cost = [depth + self.chunk, 256 * depth + 32 * self.chunk];
+            let cost = [depth + self.chunk, 64 * depth + 8 * self.chunk];
             self.rows(&READ, activation, &tensors, piece, 1, [*depth, *chunks], cost)?;
         }
         Ok(())
@@ -337,19 +360,22 @@ impl<'a> Walk<'a> {
     fn update(&self, piece: usize, layer: &Layer, [w, s]: [&Tensor; 2]) -> Result<()> {
         let Layer { x, error, depth, chunks, .. } = layer;
         let tensors = [x, error, &self.ends, &self.shares, &self.momentum, w, s];
+        let gpu = &self.titans.gpu;
+        let tiles = Tiles::of(gpu.capabilities(), (4 * depth).min(UPDATED_ROWS));
+        let count = tiles.count(4 * depth);
         let run = Run {
             source: &UPDATE,
             activation: None,
             tensors: &tensors,
-            count: self.planes * depth * chunks,
-            params: &self.params(piece, 1, *depth, [*depth, *chunks]),
+            count: self.planes * count,
+            params: &self.params(piece, 1, count, [*depth, *chunks]),
             steps: self.chunk,
-            work: 64 * self.chunk,
+            work: 16 * self.chunk,
         };
-        run.record(&self.titans.gpu)
+        run.tiled(gpu, tiles, *chunks)
     }
 
-    /// A kernel on tiles of four rows of pieces.
+    /// A kernel on tiles of rows of pieces.
     #[expect(clippy::too_many_arguments, reason = "what a kernel is run with")]
     fn rows(
         &self,
@@ -361,17 +387,19 @@ impl<'a> Walk<'a> {
         size: [usize; 2],
         [steps, work]: [usize; 2],
     ) -> Result<()> {
-        let tiles = self.chunk.div_ceil(4);
+        let gpu = &self.titans.gpu;
+        let tiles = Tiles::of(gpu.capabilities(), self.chunk);
+        let count = tiles.count(self.chunk);
         let run = Run {
             source,
             activation,
             tensors,
-            count: self.planes * pieces * tiles * size[1],
-            params: &self.params(piece, pieces, tiles, size),
+            count: self.planes * pieces * count,
+            params: &self.params(piece, pieces, count, size),
             steps,
             work,
         };
-        run.record(&self.titans.gpu)
+        run.tiled(gpu, tiles, size[1])
     }
 
     fn params(&self, piece: usize, pieces: usize, tiles: usize, size: [usize; 2]) -> [u32; 9] {
