@@ -14,6 +14,8 @@
 //! invocation owns four by four elements, and nothing is shared among them.
 
 mod kernels;
+pub mod layer;
+mod read;
 mod state;
 
 use attn_core::Error;
@@ -123,6 +125,12 @@ impl Titans {
                 return Err(Error::Dtype { arg, expected, got }.into());
             }
         }
+        self.check_state(state, batch)?;
+        Ok([batch, heads, tokens])
+    }
+
+    fn check_state(&self, state: &State, batch: usize) -> Result<()> {
+        let (config, heads) = (&self.config, self.config.heads);
         for (arg, layers) in
             [("state.w", &state.w), ("state.s", &state.s), ("state.start", &state.start)]
         {
@@ -139,7 +147,7 @@ impl Titans {
             let expected = format!("below the chunk of {} tokens", config.chunk);
             return Err(Error::data("state.position", expected, state.position).into());
         }
-        Ok([batch, heads, tokens])
+        Ok(())
     }
 
     fn check_tensor(&self, arg: &'static str, tensor: &Tensor, expected: &[usize]) -> Result<()> {

@@ -23,6 +23,8 @@ kernels! {
     BACK = "titans_back",
     READ = "titans_read",
     UPDATE = "titans_update",
+    CONV = "titans_conv",
+    GATE = "titans_gate",
 }
 
 /// Snippets of this crate.
@@ -95,13 +97,15 @@ fn constants(capabilities: &Capabilities, activation: Option<Activation>) -> Con
 #[cfg(feature = "bench")]
 pub fn kernels(capabilities: &Capabilities) -> Vec<attn_wgpu::catalogue::Entry> {
     let both = [Some(Activation::Silu), Some(Activation::Gelu)];
-    let variants: [(KernelSource, &[Option<Activation>]); 6] = [
+    let variants: [(KernelSource, &[Option<Activation>]); 8] = [
         (SHARES, &[None]),
         (PAIRS, &[None]),
         (NETWORK, &[None, both[0], both[1]]),
         (BACK, &both),
         (READ, &[None, both[0], both[1]]),
         (UPDATE, &[None]),
+        (CONV, &both[..1]),
+        (GATE, &[None]),
     ];
     let entry = |source: KernelSource, activation: Option<Activation>| {
         let variant = activation.map_or("last".into(), |activation| format!("{activation:?}"));

@@ -201,7 +201,7 @@ impl Weights {
 
     // A layer asks for what its combination has, as checked.
 
-    pub(super) fn attention(&self) -> Result<&Attention> {
+    pub(crate) fn attention(&self) -> Result<&Attention> {
         self.attention.as_ref().ok_or_else(|| Error::config("attention", "some", "none"))
     }
 
@@ -209,7 +209,7 @@ impl Weights {
         self.attention.as_mut().ok_or_else(|| Error::config("attention", "some", "none"))
     }
 
-    pub(super) fn readout(&self) -> Result<&Readout> {
+    pub(crate) fn readout(&self) -> Result<&Readout> {
         self.readout.as_ref().ok_or_else(|| Error::config("readout", "some", "none"))
     }
 
@@ -217,7 +217,7 @@ impl Weights {
         self.readout.as_mut().ok_or_else(|| Error::config("readout", "some", "none"))
     }
 
-    pub(super) fn norms(&self) -> Result<&[Array1<f64>; 2]> {
+    pub(crate) fn norms(&self) -> Result<&[Array1<f64>; 2]> {
         self.norms.as_ref().ok_or_else(|| Error::config("norms", "some", "none"))
     }
 
@@ -226,7 +226,7 @@ impl Weights {
     }
 
     /// Checks that they fit together and to the configuration.
-    pub(super) fn check(&self, config: &LayerConfig) -> Result<()> {
+    pub(crate) fn check(&self, config: &LayerConfig) -> Result<()> {
         config.validate()?;
         let (memory, d_model) = (&config.memory, self.d_model());
         let heads = memory.heads;
