@@ -284,7 +284,6 @@ fn what_layers_on_a_device_refuse() {
     for (got, part) in [
         (new(|weights, _| weights.projections[1] = Array2::zeros((5, 6))), "`w_k` has shape"),
         (new(|weights, _| weights.attention = None), "`attention` is none, expected some"),
-        (new(|_, config| config.memory.max_grad_norm = Some(1.0)), "`max_grad_norm`"),
         (new(|_, config| config.combination = Combination::Gate { window: 0 }), "`window` is 0"),
         (message(made.forward(&tokens(1, 2, 5), None)), "`x` has shape [1, 2, 5]"),
         (message(made.forward(&numbers, None)), "`x` has element type u32"),
