@@ -89,7 +89,7 @@ impl State {
     /// # Errors
     /// [`Error::Shape`] for a state of another layer, [`Error::File`] where the file cannot be written;
     /// errors of the device.
-    pub fn save(&self, layer: &Layer, path: impl AsRef<Path>) -> Result<()> {
+    pub fn save(&self, path: impl AsRef<Path>, layer: &Layer) -> Result<()> {
         self.check(layer, self.batch())?;
         let position = Array1::from_elem(1, self.position as f64);
         let mut file = ArrayFile::new(KIND).with(POSITION, position.view());
@@ -107,7 +107,7 @@ impl State {
     /// # Errors
     /// [`Error::File`] where the file cannot be read, is damaged, or holds something else or the state of
     /// a layer of other extents; errors of the device.
-    pub fn load(layer: &Layer, path: impl AsRef<Path>) -> Result<Self> {
+    pub fn load(path: impl AsRef<Path>, layer: &Layer) -> Result<Self> {
         let path = path.as_ref();
         let file = ArrayFile::read(path, KIND)?;
         let position: Array1<f64> = file.get(POSITION)?;
