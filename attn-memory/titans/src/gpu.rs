@@ -15,6 +15,8 @@
 
 mod decode;
 mod kernels;
+pub mod layer;
+mod read;
 mod state;
 
 use attn_core::Error;
@@ -141,8 +143,7 @@ impl Titans {
     }
 
     fn check_state(&self, state: &State, batch: usize) -> Result<()> {
-        let config = &self.config;
-        let heads = config.heads;
+        let (config, heads) = (&self.config, self.config.heads);
         for (arg, layers) in
             [("state.w", &state.w), ("state.s", &state.s), ("state.start", &state.start)]
         {

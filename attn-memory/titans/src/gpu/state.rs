@@ -73,6 +73,18 @@ impl State {
         State::upload(gpu, &reference::State::load(path, config)?)
     }
 
+    /// Starts a new chunk here, though the last one may not be full.
+    ///
+    /// # Errors
+    /// Those of allocations.
+    pub fn restart(&mut self) -> Result<()> {
+        if self.position > 0 {
+            self.start = copied(&self.w)?;
+            self.position = 0;
+        }
+        Ok(())
+    }
+
     /// Tokens since the start of the chunk.
     pub fn position(&self) -> usize {
         self.position

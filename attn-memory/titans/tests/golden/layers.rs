@@ -2,11 +2,13 @@
 
 use attn_core::Result;
 use attn_core::testing::golden::GoldenFile;
+use attn_titans::layer::Layer;
 use attn_titans::reference::layer::{self, Weights};
-use attn_titans::{Combination, LayerConfig};
-use ndarray::{Ix3, Ix4};
+use attn_titans::{Combination, LayerConfig, Tensor};
+use attn_wgpu::testing::gpu;
+use ndarray::{Array3, Ix3, Ix4};
 
-use super::{GRAD, OUT, close, config, read};
+use super::{GRAD, OUT, close, close_in_f32, config, read};
 
 pub fn check(file: &GoldenFile) -> Result<()> {
     let number = |key: &str| file.number(key).unwrap();
@@ -46,7 +48,9 @@ pub fn check(file: &GoldenFile) -> Result<()> {
         let mut literal = config.clone();
         literal.combination = Combination::LiteralContext { segment };
         close(file, "o_literal", &layer::forward(x.view(), &weights, &literal)?.out, OUT);
+        on_the_device(file, "o_literal", &weights, &literal);
     }
+    on_the_device(file, "o", &weights, &config);
 
     let d_out = read::<Ix3>(file, "d_o")?;
     let grads = layer::backward(x.view(), &weights, d_out.view(), &config)?;
@@ -55,4 +59,32 @@ pub fn check(file: &GoldenFile) -> Result<()> {
         close(file, &format!("d_{name}"), &d.to_owned(), GRAD);
     }
     Ok(())
+}
+
+/// What a device computes; `out` is the name of the layer's output.
+fn on_the_device(file: &GoldenFile, out: &str, weights: &Weights, config: &LayerConfig) {
+    let Some(gpu) = gpu() else { return };
+    let x = Tensor::from_array(&gpu, &file.f32("x").unwrap().view()).unwrap();
+    let layer = Layer::new(&gpu, config.clone(), weights).unwrap();
+    let output = layer.forward(&x, None).unwrap();
+    let check = |name: &str, got: &Tensor| {
+        let got = got.to_array::<f32>().unwrap().mapv(f64::from);
+        let got: Array3<f64> = got.into_dimensionality().unwrap();
+        close_in_f32(file, name, &got, OUT);
+    };
+    check(out, &output.out);
+    if out != "o" {
+        return;
+    }
+    for name in ["mem_out", "mem_context"].into_iter().filter(|name| file.contains(name)) {
+        check(name, &output.memory);
+    }
+    if let Some(attention) = output.attention.as_ref().filter(|_| file.contains("attn_y")) {
+        check("attn_y", attention);
+    }
+    let state = output.state.memory().download(&config.memory).unwrap();
+    for (i, (w, s)) in state.w().iter().zip(state.s()).enumerate() {
+        close_in_f32::<Ix4>(file, &format!("w{i}_final"), w, OUT);
+        close_in_f32::<Ix4>(file, &format!("s{i}_final"), s, OUT);
+    }
 }

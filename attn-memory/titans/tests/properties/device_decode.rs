@@ -71,7 +71,8 @@ fn streams_are_the_recurrence() {
     ] {
         let config = config.with_chunk(chunk);
         let data = Data::new(2, 23, &config, 3);
-        let first = forward_chunked(data.part(0, 2).inputs(), &data.state(&config), &config).unwrap();
+        let first =
+            forward_chunked(data.part(0, 2).inputs(), &data.state(&config), &config).unwrap();
         let rest = data.part(2, 23);
         let want = forward_chunked(rest.inputs(), &first.state, &config).unwrap();
         let titans = Titans::new(&gpu, config.clone()).unwrap();
@@ -94,8 +95,7 @@ fn streams_are_saved_and_forked() {
     let config = Config::deep(2, 5, 35).with_dim_v(6).with_chunk(7);
     let data = Data::new(1, 9, &config, 4);
     let titans = Titans::new(&gpu, config.clone()).unwrap();
-    let mut decoder =
-        titans.decoder(&State::upload(&gpu, &data.state(&config)).unwrap()).unwrap();
+    let mut decoder = titans.decoder(&State::upload(&gpu, &data.state(&config)).unwrap()).unwrap();
     let all = Uploaded::new(&gpu, &data);
     decoder.decode(all.part(0, 3).inputs()).unwrap();
     let path = std::env::temp_dir().join(format!("attn-titans-{}.safetensors", std::process::id()));
@@ -112,7 +112,12 @@ fn streams_are_saved_and_forked() {
     let state = decoder.state().unwrap();
     assert_eq!(decoder.bytes(), state.bytes());
     let whole = titans.forward(all.inputs(), &State::upload(&gpu, &data.state(&config)).unwrap());
-    relative("y", &a, &array_of(&whole.unwrap().y).slice(s![.., .., 3.., ..]).to_owned(), RELATIVE_L2);
+    relative(
+        "y",
+        &a,
+        &array_of(&whole.unwrap().y).slice(s![.., .., 3.., ..]).to_owned(),
+        RELATIVE_L2,
+    );
 }
 
 /// 20,000 tokens one by one: nothing grows, and the end is as near to f64 as a walk in chunks. The first head

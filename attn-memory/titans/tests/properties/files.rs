@@ -131,6 +131,25 @@ fn weights_that_do_not_fit() {
     }
 }
 
+/// Weights to be filled fit, in any combination, and nothing but gains is not 0.
+#[test]
+fn weights_to_be_filled() {
+    let memory = Config::deep(2, 3, 5).with_dim_v(4);
+    for combination in combinations(4) {
+        let config = LayerConfig::new(memory.clone(), combination);
+        for (kernel, persistent) in [(0, 0), (3, 2)] {
+            let weights = layer::Weights::new(&config, 8, kernel, persistent).unwrap();
+            let x = Array3::zeros((1, 2, 8));
+            let out = layer::forward(x.view(), &weights, &config).unwrap().out;
+            assert!(out.iter().all(|&out| out == 0.0));
+            assert_eq!(weights.conv.map_or(0, |conv| conv[2].nrows()), kernel);
+        }
+        assert!(message(layer::Weights::new(&config, 0, 1, 1)).contains("`d_model` is 0"));
+    }
+    let context = LayerConfig::new(memory, Combination::Context { segment: 4 });
+    assert!(message(layer::Weights::new(&context, 6, 1, 1)).contains("heads * dim_v is d_model"));
+}
+
 #[test]
 fn damaged_files() {
     let config = Config::deep(1, 2, 3).with_chunk(4);

@@ -2,6 +2,7 @@
 
 mod device;
 mod device_decode;
+mod device_layers;
 mod files;
 mod forms;
 mod gradients;

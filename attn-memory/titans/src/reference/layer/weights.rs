@@ -79,7 +79,67 @@ const ATTENTION: [&str; 4] = ["a_q", "a_k", "a_v", "a_o"];
 const READOUT: [&str; 3] = ["w_gate", "w_out", "g_out"];
 const NORMS: [&str; 2] = ["gam_y", "gam_m"];
 
+/// Whether there is attention, a readout and norms.
+fn parts(combination: &Combination) -> [bool; 3] {
+    match combination {
+        Combination::Alone => [false, true, false],
+        Combination::Context { .. } | Combination::LiteralContext { .. } => [true, false, true],
+        Combination::Gate { .. } => [true, true, true],
+        Combination::Layer { .. } => [true, true, false],
+    }
+}
+
 impl Weights {
+    /// Zeros, and gains of 1, for [`Weights::named_mut`] to fill: tokens of `d_model` elements, convolutions
+    /// of `kernel` tokens or none for 0, `persistent` tokens, and attention in heads of `dim_v` elements.
+    ///
+    /// # Errors
+    /// As [`LayerConfig::validate`]; [`Error::Config`] for a `d_model` of 0, and [`Error::Shape`], where the
+    /// memory is context, for one that is not `heads * dim_v`.
+    pub fn new(
+        config: &LayerConfig,
+        d_model: usize,
+        kernel: usize,
+        persistent: usize,
+    ) -> Result<Self> {
+        config.validate()?;
+        let memory = &config.memory;
+        if d_model == 0 {
+            return Err(Error::config("d_model", "at least 1", d_model));
+        }
+        let (queries, values) = (memory.heads * memory.dim_qk, memory.heads * memory.dim_v);
+        let features = [queries, queries, values];
+        let gate =
+            || Gate { g: Array2::zeros((memory.heads, d_model)), b: Array1::zeros(memory.heads) };
+        let rows = |rows: usize| Array2::zeros((rows, d_model));
+        let [attention, readout, norms] = parts(&config.combination);
+        let weights = Weights {
+            projections: features.map(rows),
+            conv: (kernel > 0).then(|| features.map(|features| Array2::zeros((kernel, features)))),
+            gates: [gate(), gate(), gate()],
+            memory: memory
+                .layers()
+                .into_iter()
+                .map(|[m, n]| Array3::zeros((memory.heads, m, n)))
+                .collect(),
+            persistent: rows(persistent),
+            attention: attention.then(|| Attention {
+                q: rows(values),
+                k: rows(values),
+                v: rows(values),
+                o: Array2::zeros((d_model, values)),
+            }),
+            readout: readout.then(|| Readout {
+                gate: rows(values),
+                out: Array2::zeros((d_model, values)),
+                gain: Array1::ones(values),
+            }),
+            norms: norms.then(|| [Array1::ones(d_model), Array1::ones(d_model)]),
+        };
+        weights.check(config)?;
+        Ok(weights)
+    }
+
     /// Reads a safetensors file of this crate or of anybody: `w_q`, `w_k`, `w_v`; where there are any,
     /// `conv_q`, `conv_k`, `conv_v`; `g_theta`, `gb_theta`, `g_eta`, `gb_eta`, `g_alpha`, `gb_alpha`; `m_w0`
     /// and, for depth 2, `m_w1`; where there are any, `persist`, then `a_q`, `a_k`, `a_v`, `a_o`, then
@@ -201,7 +261,7 @@ impl Weights {
 
     // A layer asks for what its combination has, as checked.
 
-    pub(super) fn attention(&self) -> Result<&Attention> {
+    pub(crate) fn attention(&self) -> Result<&Attention> {
         self.attention.as_ref().ok_or_else(|| Error::config("attention", "some", "none"))
     }
 
@@ -209,7 +269,7 @@ impl Weights {
         self.attention.as_mut().ok_or_else(|| Error::config("attention", "some", "none"))
     }
 
-    pub(super) fn readout(&self) -> Result<&Readout> {
+    pub(crate) fn readout(&self) -> Result<&Readout> {
         self.readout.as_ref().ok_or_else(|| Error::config("readout", "some", "none"))
     }
 
@@ -217,7 +277,7 @@ impl Weights {
         self.readout.as_mut().ok_or_else(|| Error::config("readout", "some", "none"))
     }
 
-    pub(super) fn norms(&self) -> Result<&[Array1<f64>; 2]> {
+    pub(crate) fn norms(&self) -> Result<&[Array1<f64>; 2]> {
         self.norms.as_ref().ok_or_else(|| Error::config("norms", "some", "none"))
     }
 
@@ -226,7 +286,7 @@ impl Weights {
     }
 
     /// Checks that they fit together and to the configuration.
-    pub(super) fn check(&self, config: &LayerConfig) -> Result<()> {
+    pub(crate) fn check(&self, config: &LayerConfig) -> Result<()> {
         config.validate()?;
         let (memory, d_model) = (&config.memory, self.d_model());
         let heads = memory.heads;
@@ -263,12 +323,7 @@ impl Weights {
     }
 
     fn check_combination(&self, config: &LayerConfig) -> Result<()> {
-        let [attention, readout, norms] = match config.combination {
-            Combination::Alone => [false, true, false],
-            Combination::Context { .. } | Combination::LiteralContext { .. } => [true, false, true],
-            Combination::Gate { .. } => [true, true, true],
-            Combination::Layer { .. } => [true, true, false],
-        };
+        let [attention, readout, norms] = parts(&config.combination);
         for (arg, wanted, there) in [
             ("attention", attention, self.attention.is_some()),
             ("readout", readout, self.readout.is_some()),
