@@ -38,7 +38,11 @@ fn main() -> Result<(), Error> {
     Ok(())
 }
 
-fn numbers<D: Dimension>(seed: u64, shape: impl ShapeBuilder<Dim = D>, scale: f64) -> Array<f64, D> {
+fn numbers<D: Dimension>(
+    seed: u64,
+    shape: impl ShapeBuilder<Dim = D>,
+    scale: f64,
+) -> Array<f64, D> {
     let zeros = Array::<f64, D>::zeros(shape);
     let all = fill(1, seed, Values::Normal, zeros.len()).into_iter();
     let all = all.map(|x| scale * f64::from(x)).collect();
@@ -95,7 +99,9 @@ impl Case {
 
 /// Chunks against single tokens, by depth and heads.
 fn calls(gpu: &Gpu) -> Result<(), Error> {
-    println!("depth   heads   chunk   us a token and head   GFLOP/s   products of these shapes, GFLOP/s");
+    println!(
+        "depth   heads   chunk   us a token and head   GFLOP/s   products of these shapes, GFLOP/s"
+    );
     for depth in [1, 2] {
         for heads in [1, 8] {
             for chunk in [1, 16, 64] {

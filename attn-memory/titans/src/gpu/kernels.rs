@@ -147,11 +147,7 @@ fn constants(capabilities: &Capabilities, activation: Option<Activation>) -> Con
     with_snippets(Constants::new().int("WORKGROUP", workgroup(capabilities)), activation)
 }
 
-fn tiled(
-    capabilities: &Capabilities,
-    tiles: Tiles,
-    activation: Option<Activation>,
-) -> Constants {
+fn tiled(capabilities: &Capabilities, tiles: Tiles, activation: Option<Activation>) -> Constants {
     let lanes = if tiles.exchange > 1 { tiles.exchange } else { workgroup(capabilities) };
     with_snippets(tiles.constants(Constants::new().int("WORKGROUP", lanes)), activation)
 }
@@ -189,7 +185,11 @@ pub fn kernels(capabilities: &Capabilities) -> Vec<attn_wgpu::catalogue::Entry> 
     ];
     for activation in [None, both[0], both[1]] {
         let name = activation.map_or("one layer".into(), |activation| format!("{activation:?}"));
-        all.push(entry(TOKEN, super::decode::constants(capabilities, activation, super::decode::LEAST_ROOM), name));
+        all.push(entry(
+            TOKEN,
+            super::decode::constants(capabilities, activation, super::decode::LEAST_ROOM),
+            name,
+        ));
     }
     let mut sizes: Vec<Tiles> = [8, 16, 32].map(|rows| Tiles::of(capabilities, rows)).into();
     sizes.dedup();

@@ -71,7 +71,8 @@ fn streams_are_the_recurrence() {
     ] {
         let config = config.with_chunk(chunk);
         let data = Data::new(2, 23, &config, 3);
-        let first = forward_chunked(data.part(0, 2).inputs(), &data.state(&config), &config).unwrap();
+        let first =
+            forward_chunked(data.part(0, 2).inputs(), &data.state(&config), &config).unwrap();
         let rest = data.part(2, 23);
         let want = forward_chunked(rest.inputs(), &first.state, &config).unwrap();
         let titans = Titans::new(&gpu, config.clone()).unwrap();
@@ -94,8 +95,7 @@ fn streams_are_saved_and_forked() {
     let config = Config::deep(2, 5, 35).with_dim_v(6).with_chunk(7);
     let data = Data::new(1, 9, &config, 4);
     let titans = Titans::new(&gpu, config.clone()).unwrap();
-    let mut decoder =
-        titans.decoder(&State::upload(&gpu, &data.state(&config)).unwrap()).unwrap();
+    let mut decoder = titans.decoder(&State::upload(&gpu, &data.state(&config)).unwrap()).unwrap();
     let all = Uploaded::new(&gpu, &data);
     decoder.decode(all.part(0, 3).inputs()).unwrap();
     let path = std::env::temp_dir().join(format!("attn-titans-{}.safetensors", std::process::id()));
@@ -112,7 +112,12 @@ fn streams_are_saved_and_forked() {
     let state = decoder.state().unwrap();
     assert_eq!(decoder.bytes(), state.bytes());
     let whole = titans.forward(all.inputs(), &State::upload(&gpu, &data.state(&config)).unwrap());
-    relative("y", &a, &array_of(&whole.unwrap().y).slice(s![.., .., 3.., ..]).to_owned(), RELATIVE_L2);
+    relative(
+        "y",
+        &a,
+        &array_of(&whole.unwrap().y).slice(s![.., .., 3.., ..]).to_owned(),
+        RELATIVE_L2,
+    );
 }
 
 /// 20,000 tokens one by one: nothing grows, and the end is as near to f64 as a walk in chunks. The first head
@@ -151,4 +156,40 @@ fn long_streams_keep_their_size_and_their_precision() {
         relative("stream, walk", &got, &every(&array_of(&walk.y)), 1e-4);
         close_on_device(&decoder, &want.state, &config, 1e-4);
     }
+}
+
+/// A memory whose vectors do not fit workgroup memory has no stream, and single tokens as chunks.
+#[test]
+fn large_memories_go_by_chunks() {
+    let Some(gpu) = gpu() else { return };
+    let config = Config::deep(1, 2, 12_000).with_chunk(1);
+    let mut data = Data::new(1, 3, &config, 6);
+    // The gradient is a sum over what is between the layers.
+    data.theta *= 1e-4;
+    let titans = Titans::new(&gpu, config.clone()).unwrap();
+    let state = State::upload(&gpu, &data.state(&config)).unwrap();
+    let error = titans.decoder(&state).unwrap_err();
+    assert!(matches!(error, attn_titans::Error::Limit { .. }), "{error}");
+    let got = titans.forward(Uploaded::new(&gpu, &data).inputs(), &state).unwrap();
+    let want = forward_chunked(data.inputs(), &data.state(&config), &config).unwrap();
+    relative("y", &array_of(&got.y), &want.y, RELATIVE_L2);
+}
+
+/// What does not fit a stream leaves it as it is.
+#[test]
+fn what_a_stream_refuses() {
+    let Some(gpu) = gpu() else { return };
+    let config = Config::linear(2, 5).with_dim_v(38).with_chunk(4);
+    let data = Data::new(2, 3, &config, 7);
+    let titans = Titans::new(&gpu, config.clone()).unwrap();
+    let state = State::upload(&gpu, &data.state(&config)).unwrap();
+    let mut decoder = titans.decoder(&state).unwrap();
+    let other = Uploaded::new(&gpu, &Data::new(1, 3, &config, 7));
+    let error = decoder.decode(other.inputs()).unwrap_err().to_string();
+    assert!(error.contains("a batch of 2"), "{error}");
+    let all = Uploaded::new(&gpu, &data);
+    let out = Tensor::uninit(&gpu, &[2, 2, 3, 38], DType::F16).unwrap();
+    let error = decoder.decode_into(all.inputs(), &out).unwrap_err().to_string();
+    assert!(error.contains("`out`"), "{error}");
+    assert_eq!(decoder.position(), 0);
 }
