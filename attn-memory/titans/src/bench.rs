@@ -35,6 +35,9 @@ impl Benchmark {
     }
 }
 
+/// Operations of a problem at most: the reference does about 1e9 in a second.
+const MOST_FLOPS: f64 = 5e9;
+
 /// Floating-point operations of the memory for a chunk of one head, without those of later tokens' pairs: a layer
 /// `[m, n]` multiplies `b` tokens for errors, twice to be read, and twice to be changed, and takes
 /// `b (b + 1) (m + n)` for the pairs within the chunk; the errors of the first of two layers take `2 b m n` more.
@@ -117,7 +120,8 @@ impl Mechanism for Benchmark {
 
     fn is_for(&self, shape: &AttentionShape, dense: &Dense) -> bool {
         let plain = plain_logits(dense).is_ok();
-        plain && dense.mask == Mask::Causal && shape.queries == shape.keys && shape.queries > 0
+        let whole = dense.mask == Mask::Causal && shape.queries == shape.keys && shape.queries > 0;
+        plain && whole && self.flops(shape, dense) <= MOST_FLOPS
     }
 
     fn prepare(&self, gpu: &Gpu, inputs: &HostInputs, _dense: &Dense) -> Result<Box<dyn Prepared>> {

@@ -163,7 +163,8 @@ impl Decoder {
         let tensors = given.map(|x| ops::convert(x, DType::F32));
         let mut bound = Vec::new();
         let tokens = packed.shape()[2];
-        let mut params = [config.heads, tokens, config.dim_qk, config.dim_v].to_vec();
+        // Behind the count, up to what four numbers are aligned to.
+        let mut params = [config.heads, tokens, config.dim_qk, config.dim_v, 0, 0, 0].to_vec();
         for tensor in tensors {
             let tensor = tensor?;
             params.push(tensor.binding().1);

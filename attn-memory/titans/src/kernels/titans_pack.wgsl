@@ -2,17 +2,13 @@
 // to whole vec4s, and (step, momentum, forgotten, 0).
 // An invocation owns one vec4. No workgroup memory; needs seven storage buffers.
 
-// Where a tensor [batch, heads, tokens, ..] lies, in elements.
-struct Strides {
-  start: u32, batch: u32, head: u32, token: u32,
-}
-
 struct Params {
   count: u32,
   heads: u32, tokens: u32,
   dim_qk: u32, dim_v: u32,
-  k: Strides, q: Strides, v: Strides,
-  theta: Strides, eta: Strides, alpha: Strides,
+  // Where the tensors lie, in elements: start, and strides of batch, heads and tokens.
+  k: vec4<u32>, q: vec4<u32>, v: vec4<u32>,
+  theta: vec4<u32>, eta: vec4<u32>, alpha: vec4<u32>,
 }
 
 @group(0) @binding(0) var<storage, read> k: array<f32>; // strided [B, H, tokens, dim_qk]
@@ -23,12 +19,12 @@ struct Params {
 @group(0) @binding(5) var<storage, read> alpha: array<f32>; // strided [B, H, tokens]
 @group(0) @binding(6) var<storage, read_write> packed: array<vec4<f32>>; // [planes, tokens, 2 depth + width + 1]
 
-fn at(strides: Strides, row: u32) -> u32 {
+fn at(place: vec4<u32>, row: u32) -> u32 {
   let plane = row / params.tokens;
   let batch = plane / params.heads;
   let head = plane - batch * params.heads;
   let token = row - plane * params.tokens;
-  return strides.start + batch * strides.batch + head * strides.head + token * strides.token;
+  return place.x + batch * place.y + head * place.z + token * place.w;
 }
 
 fn one(index: u32) {

@@ -1,4 +1,5 @@
-// The derivative of the activation, of four elements.
+// The derivative of the activation that a flag names, SiLU or GELU with the error function, of four elements.
+// Needs the snippet with the activations.
 fn slope(value: vec4<f32>) -> vec4<f32> {
 #ifdef SILU
   let s = sigmoid(value);

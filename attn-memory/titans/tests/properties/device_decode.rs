@@ -157,3 +157,39 @@ fn long_streams_keep_their_size_and_their_precision() {
         close_on_device(&decoder, &want.state, &config, 1e-4);
     }
 }
+
+/// A memory whose vectors do not fit workgroup memory has no stream, and single tokens as chunks.
+#[test]
+fn large_memories_go_by_chunks() {
+    let Some(gpu) = gpu() else { return };
+    let config = Config::deep(1, 2, 12_000).with_chunk(1);
+    let mut data = Data::new(1, 3, &config, 6);
+    // The gradient is a sum over what is between the layers.
+    data.theta *= 1e-4;
+    let titans = Titans::new(&gpu, config.clone()).unwrap();
+    let state = State::upload(&gpu, &data.state(&config)).unwrap();
+    let error = titans.decoder(&state).unwrap_err();
+    assert!(matches!(error, attn_titans::Error::Limit { .. }), "{error}");
+    let got = titans.forward(Uploaded::new(&gpu, &data).inputs(), &state).unwrap();
+    let want = forward_chunked(data.inputs(), &data.state(&config), &config).unwrap();
+    relative("y", &array_of(&got.y), &want.y, RELATIVE_L2);
+}
+
+/// What does not fit a stream leaves it as it is.
+#[test]
+fn what_a_stream_refuses() {
+    let Some(gpu) = gpu() else { return };
+    let config = Config::linear(2, 5).with_dim_v(38).with_chunk(4);
+    let data = Data::new(2, 3, &config, 7);
+    let titans = Titans::new(&gpu, config.clone()).unwrap();
+    let state = State::upload(&gpu, &data.state(&config)).unwrap();
+    let mut decoder = titans.decoder(&state).unwrap();
+    let other = Uploaded::new(&gpu, &Data::new(1, 3, &config, 7));
+    let error = decoder.decode(other.inputs()).unwrap_err().to_string();
+    assert!(error.contains("a batch of 2"), "{error}");
+    let all = Uploaded::new(&gpu, &data);
+    let out = Tensor::uninit(&gpu, &[2, 2, 3, 38], DType::F16).unwrap();
+    let error = decoder.decode_into(all.inputs(), &out).unwrap_err().to_string();
+    assert!(error.contains("`out`"), "{error}");
+    assert_eq!(decoder.position(), 0);
+}
