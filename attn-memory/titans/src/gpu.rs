@@ -13,15 +13,19 @@
 //! Nothing is read back. All batch entries and heads are in one dispatch. This is the plainest form: every
 //! invocation owns four by four elements, and nothing is shared among them.
 
+mod backward;
 mod kernels;
+mod parts;
 mod state;
 
 use attn_core::Error;
 use attn_wgpu::{DType, Gpu, Result, Tensor, ops};
 
+pub use self::backward::{Cotangents, Grads, Saved};
 #[cfg(feature = "bench")]
 pub use self::kernels::kernels;
-use self::kernels::{BACK, NETWORK, PAIRS, READ, Run, SHARES, UPDATE};
+use self::kernels::{BACK, BOUND, NETWORK, PAIRS, READ, Run, SHARES, UPDATE};
+use self::parts::{Keep, Plan, pieces};
 pub use self::state::State;
 use self::state::copied;
 use crate::{Activation, Config};
@@ -64,13 +68,9 @@ impl Titans {
     /// The memory with these parameters.
     ///
     /// # Errors
-    /// [`attn_core::Error::Config`], see [`Config::validate`], and for a bound of norms, which is not on
-    /// devices yet.
+    /// [`attn_core::Error::Config`], see [`Config::validate`].
     pub fn new(gpu: &Gpu, config: Config) -> Result<Titans> {
         config.validate()?;
-        if let Some(norm) = config.max_grad_norm {
-            return Err(Error::config("max_grad_norm", "none on a device", norm).into());
-        }
         Ok(Titans { gpu: gpu.clone(), config })
     }
 
@@ -84,21 +84,57 @@ impl Titans {
     /// # Errors
     /// [`attn_core::Error`] for tensors and a state that do not fit together; those of the device.
     pub fn forward(&self, inputs: Inputs<'_>, state: &State) -> Result<Output> {
-        let [batch, heads, tokens] = self.check(inputs, state)?;
-        let mut next = State {
-            w: copied(&state.w)?,
-            s: copied(&state.s)?,
-            start: state.start.clone(),
-            position: state.position,
-        };
+        let extents = self.check(inputs, state)?;
+        let all = pieces(&self.config, state.position, extents[2]);
+        let plan = Plan::new(&self.gpu, &self.config, extents, state.position, all, Keep::Rows);
+        self.walk(inputs, state, extents, &plan, None)
+    }
+
+    /// Through the runs of a plan; `states` gets those before each run.
+    fn walk(
+        &self,
+        inputs: Inputs<'_>,
+        state: &State,
+        [batch, heads, tokens]: [usize; 3],
+        plan: &Plan,
+        mut states: Option<&mut Vec<State>>,
+    ) -> Result<Output> {
         let dtype = inputs.q.dtype();
-        let shape = [batch, heads, tokens, self.config.dim_v];
-        if batch * heads * tokens == 0 {
-            return Ok(Output { y: Tensor::zeros(&self.gpu, &shape, dtype)?, state: next });
+        let mut y =
+            Tensor::uninit(&self.gpu, &[batch, heads, tokens, self.config.dim_v], DType::F32)?;
+        let mut state = state.clone();
+        if let (Some(states), true) = (&mut states, plan.runs.is_empty()) {
+            states.push(state.clone());
         }
-        let walk = Walk::new(self, inputs, state.position)?;
-        let y = walk.run(&mut next)?.narrow(3, 0, self.config.dim_v)?;
-        Ok(Output { y: ops::convert(&y, dtype)?, state: next })
+        for run in &plan.runs {
+            if let Some(states) = &mut states {
+                states.push(state.clone());
+            }
+            if batch * heads == 0 {
+                continue;
+            }
+            let window = |x: &Tensor| x.narrow(2, run.start, run.len());
+            let mut next = State { position: state.position, ..state.empty()? };
+            for part in &plan.parts {
+                let own = |x: &Tensor| window(&part.of(x)?);
+                let [q, k, v] = [own(inputs.q)?, own(inputs.k)?, own(inputs.v)?];
+                let [theta, eta, alpha] =
+                    [own(inputs.theta)?, own(inputs.eta)?, own(inputs.alpha)?];
+                let inputs =
+                    Inputs { q: &q, k: &k, v: &v, theta: &theta, eta: &eta, alpha: &alpha };
+                let mut moving = state.of(part)?;
+                let walk = Walk::new(self, inputs, moving.position)?;
+                let read = walk.run(&mut moving)?.narrow(3, 0, self.config.dim_v)?;
+                if plan.parts.len() * plan.runs.len() == 1 {
+                    (y, next) = (read, moving);
+                } else {
+                    ops::copy(&read, &own(&y)?)?;
+                    next.set(part, &moving)?;
+                }
+            }
+            state = next;
+        }
+        Ok(Output { y: ops::convert(&y, dtype)?, state })
     }
 
     fn check(&self, inputs: Inputs<'_>, state: &State) -> Result<[usize; 3]> {
@@ -117,11 +153,7 @@ impl Titans {
             ("eta", inputs.eta, gates.clone()),
             ("alpha", inputs.alpha, gates),
         ] {
-            self.check_tensor(arg, tensor, &expected)?;
-            if !matches!(tensor.dtype(), DType::F32 | DType::F16 | DType::BF16) {
-                let (expected, got) = ("f32, f16 or bf16".into(), tensor.dtype().name().into());
-                return Err(Error::Dtype { arg, expected, got }.into());
-            }
+            self.check_float(arg, tensor, &expected)?;
         }
         for (arg, layers) in
             [("state.w", &state.w), ("state.s", &state.s), ("state.start", &state.start)]
@@ -142,6 +174,15 @@ impl Titans {
         Ok([batch, heads, tokens])
     }
 
+    fn check_float(&self, arg: &'static str, tensor: &Tensor, expected: &[usize]) -> Result<()> {
+        self.check_tensor(arg, tensor, expected)?;
+        if !matches!(tensor.dtype(), DType::F32 | DType::F16 | DType::BF16) {
+            let (expected, got) = ("f32, f16 or bf16".into(), tensor.dtype().name().into());
+            return Err(Error::Dtype { arg, expected, got }.into());
+        }
+        Ok(())
+    }
+
     fn check_tensor(&self, arg: &'static str, tensor: &Tensor, expected: &[usize]) -> Result<()> {
         if tensor.shape() != expected {
             return Err(Error::shape(arg, format!("{expected:?}"), tensor.shape()).into());
@@ -159,8 +200,9 @@ struct Layer {
     /// What the layer gets of keys, and of queries.
     x: Tensor,
     r: Tensor,
-    /// Its errors.
+    /// Its errors, and those within the bound of norms.
     error: Tensor,
+    g: Tensor,
     /// `(R X^T) * C`.
     pairs: Tensor,
     /// vec4s of what goes in and what comes out.
@@ -209,7 +251,11 @@ impl<'a> Walk<'a> {
                 _ => (rows(4 * depth)?, rows(4 * depth)?),
             };
             let (error, pairs) = (rows(4 * chunks)?, rows(width)?);
-            layers.push(Layer { x, r, error, pairs, depth, chunks });
+            let g = match config.max_grad_norm {
+                Some(_) => rows(4 * chunks)?,
+                None => error.clone(),
+            };
+            layers.push(Layer { x, r, error, g, pairs, depth, chunks });
         }
         let z = config.hidden.map(|hidden| rows(hidden.next_multiple_of(4))).transpose()?;
         let y = rows(config.dim_v.next_multiple_of(4))?;
@@ -266,8 +312,9 @@ impl<'a> Walk<'a> {
         let config = &self.titans.config;
         let gates = [whole(inputs.theta)?, whole(inputs.eta)?, whole(inputs.alpha)?];
         let [theta, eta, alpha] = &gates;
-        let (chunk, width) = (self.chunk, self.chunk.next_multiple_of(4));
-        let sizes = [self.tokens, self.pieces, chunk, self.lead, width].map(|size| size as u32);
+        let chunk = self.chunk;
+        let sizes =
+            [self.tokens, self.pieces, chunk, self.lead, self.width()].map(|size| size as u32);
         let mut params = sizes.to_vec();
         params.push((config.coefficient as f32).to_bits());
         let run = Run {
@@ -293,6 +340,7 @@ impl<'a> Walk<'a> {
 
     /// The errors of all layers at the weights `start`.
     fn errors(&self, piece: usize, start: &[Tensor]) -> Result<()> {
+        let config = &self.titans.config;
         for (i, layer) in self.layers.iter().enumerate() {
             let Layer { x, error, depth, chunks, .. } = layer;
             let size = [*depth, *chunks];
@@ -314,12 +362,33 @@ impl<'a> Walk<'a> {
             let cost = [second.chunks, 128 * second.chunks];
             self.rows(&BACK, self.activation(), &tensors, piece, 1, size, cost)?;
         }
-        Ok(())
+        match config.max_grad_norm {
+            Some(bound) => self.layers.iter().try_for_each(|layer| self.bound(piece, layer, bound)),
+            None => Ok(()),
+        }
+    }
+
+    fn bound(&self, piece: usize, layer: &Layer, bound: f64) -> Result<()> {
+        let Layer { x, error, g, depth, chunks, .. } = layer;
+        let tiles = self.chunk.div_ceil(4);
+        let mut params = self.params(piece, 1, tiles, [*depth, 1]).to_vec();
+        let coefficient = self.titans.config.coefficient as f32;
+        params.extend([*chunks as u32, coefficient.to_bits(), (bound as f32).to_bits()]);
+        let run = Run {
+            source: &BOUND,
+            activation: None,
+            tensors: &[x, error, g],
+            count: self.planes * tiles,
+            params: &params,
+            steps: 4 * (depth + 2 * chunks),
+            work: 32 * (depth + 2 * chunks),
+        };
+        run.record(&self.titans.gpu)
     }
 
     fn read(&self, piece: usize, state: &State) -> Result<()> {
         for (i, layer) in self.layers.iter().enumerate() {
-            let Layer { r, error, pairs, depth, chunks, .. } = layer;
+            let Layer { r, g, pairs, depth, chunks, .. } = layer;
             if i > 0 {
                 self.pair(i, piece, 1)?;
             }
@@ -327,7 +396,7 @@ impl<'a> Walk<'a> {
                 Some(next) => (&next.r, self.activation()),
                 None => (&self.y, None),
             };
-            let tensors = [r, &state.w[i], &state.s[i], pairs, error, &self.ends, out];
+            let tensors = [r, &state.w[i], &state.s[i], pairs, g, &self.ends, out];
             let cost = [depth + self.chunk, 256 * depth + 32 * self.chunk];
             self.rows(&READ, activation, &tensors, piece, 1, [*depth, *chunks], cost)?;
         }
@@ -335,8 +404,8 @@ impl<'a> Walk<'a> {
     }
 
     fn update(&self, piece: usize, layer: &Layer, [w, s]: [&Tensor; 2]) -> Result<()> {
-        let Layer { x, error, depth, chunks, .. } = layer;
-        let tensors = [x, error, &self.ends, &self.shares, &self.momentum, w, s];
+        let Layer { x, g, depth, chunks, .. } = layer;
+        let tensors = [x, g, &self.ends, &self.shares, &self.momentum, w, s];
         let run = Run {
             source: &UPDATE,
             activation: None,
@@ -378,6 +447,11 @@ impl<'a> Walk<'a> {
         let [depth, chunks] = size;
         [self.tokens, piece, pieces, self.chunk, self.lead, self.pieces, tiles, depth, chunks]
             .map(|number| number as u32)
+    }
+
+    /// Elements of a row of shares.
+    fn width(&self) -> usize {
+        self.chunk.next_multiple_of(4)
     }
 
     fn activation(&self) -> Option<Activation> {

@@ -16,5 +16,5 @@ pub use attn_wgpu::{Error, Gpu, Tensor, wgpu};
 pub use config::{Activation, Config};
 #[cfg(feature = "bench")]
 pub use gpu::kernels;
-pub use gpu::{Inputs, Output, State, Titans};
+pub use gpu::{Cotangents, Grads, Inputs, Output, Saved, State, Titans};
 pub use layer_config::{Combination, LayerConfig};

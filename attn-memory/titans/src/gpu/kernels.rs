@@ -23,13 +23,34 @@ kernels! {
     BACK = "titans_back",
     READ = "titans_read",
     UPDATE = "titans_update",
+    BOUND = "titans_bound",
+    ACTIVE = "titans_active",
+    TAIL = "titans_tail",
+    PAIRS_BACK = "titans_pairs_back",
+    BOTH_BACK = "titans_both_back",
+    READ_BACK = "titans_read_back",
+    STORE_BACK = "titans_store_back",
+    ERROR_BACK = "titans_error_back",
+    UPDATE_BACK = "titans_update_back",
+    STATE_DOTS = "titans_state_dots",
+    BOUND_BACK = "titans_bound_back",
+    CURVE = "titans_curve",
+    RESIDUAL = "titans_residual",
+    ROWS_BACK = "titans_rows_back",
+    OUTER = "titans_outer",
+    DOT = "titans_dot",
+    GATES_COLUMNS = "titans_gates_columns",
+    GATES_ROWS = "titans_gates_rows",
 }
 
 /// Snippets of this crate.
-const OWN: [(&str, &str); 3] = [
+const OWN: [(&str, &str); 6] = [
     ("titans_each", include_str!("../kernels/titans_each.wgsl")),
     ("titans_fields", include_str!("../kernels/titans_fields.wgsl")),
     ("titans_piece", include_str!("../kernels/titans_piece.wgsl")),
+    ("titans_slope", include_str!("../kernels/titans_slope.wgsl")),
+    ("titans_shrink", include_str!("../kernels/titans_shrink.wgsl")),
+    ("titans_by_rows", include_str!("../kernels/titans_by_rows.wgsl")),
 ];
 
 /// One run of a kernel.
@@ -95,13 +116,31 @@ fn constants(capabilities: &Capabilities, activation: Option<Activation>) -> Con
 #[cfg(feature = "bench")]
 pub fn kernels(capabilities: &Capabilities) -> Vec<attn_wgpu::catalogue::Entry> {
     let both = [Some(Activation::Silu), Some(Activation::Gelu)];
-    let variants: [(KernelSource, &[Option<Activation>]); 6] = [
+    let variants: [(KernelSource, &[Option<Activation>]); 24] = [
         (SHARES, &[None]),
         (PAIRS, &[None]),
         (NETWORK, &[None, both[0], both[1]]),
         (BACK, &both),
         (READ, &[None, both[0], both[1]]),
         (UPDATE, &[None]),
+        (BOUND, &[None]),
+        (ACTIVE, &both),
+        (TAIL, &[None]),
+        (PAIRS_BACK, &[None]),
+        (BOTH_BACK, &[None]),
+        (READ_BACK, &[None, both[0], both[1]]),
+        (STORE_BACK, &[None]),
+        (ERROR_BACK, &[None]),
+        (UPDATE_BACK, &[None]),
+        (STATE_DOTS, &[None]),
+        (BOUND_BACK, &[None]),
+        (CURVE, &both),
+        (RESIDUAL, &[None]),
+        (ROWS_BACK, &[None, both[0], both[1]]),
+        (OUTER, &[None]),
+        (DOT, &[None]),
+        (GATES_COLUMNS, &[None]),
+        (GATES_ROWS, &[None]),
     ];
     let entry = |source: KernelSource, activation: Option<Activation>| {
         let variant = activation.map_or("last".into(), |activation| format!("{activation:?}"));

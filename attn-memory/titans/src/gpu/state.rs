@@ -3,6 +3,7 @@
 use attn_wgpu::{DType, Gpu, Result, Tensor, ops};
 use ndarray::Array4;
 
+use super::parts::Part;
 use crate::{Config, reference};
 
 /// The memories of all heads and how they move. Handles: a clone shares the numbers, which no call changes.
@@ -54,6 +55,46 @@ impl State {
         Ok(state)
     }
 
+    /// A part of it, on its own.
+    pub(super) fn of(&self, part: &Part) -> Result<State> {
+        let own = |layers: &[Tensor]| -> Result<Vec<Tensor>> {
+            let parts: Result<Vec<Tensor>> = layers.iter().map(|layer| part.of(layer)).collect();
+            copied(&parts?)
+        };
+        Ok(State {
+            w: own(&self.w)?,
+            s: own(&self.s)?,
+            start: own(&self.start)?,
+            position: self.position,
+        })
+    }
+
+    /// Of the same extents, with any numbers.
+    pub(super) fn empty(&self) -> Result<State> {
+        let like = |layers: &[Tensor]| -> Result<Vec<Tensor>> {
+            let new = |layer: &Tensor| Tensor::uninit(layer.gpu(), layer.shape(), DType::F32);
+            layers.iter().map(new).collect()
+        };
+        Ok(State {
+            w: like(&self.w)?,
+            s: like(&self.s)?,
+            start: like(&self.start)?,
+            position: self.position,
+        })
+    }
+
+    /// Writes a part.
+    pub(super) fn set(&mut self, part: &Part, own: &State) -> Result<()> {
+        let pairs = [(&self.w, &own.w), (&self.s, &own.s), (&self.start, &own.start)];
+        for (all, layers) in pairs {
+            for (all, layer) in all.iter().zip(layers) {
+                ops::copy(layer, &part.of(all)?)?;
+            }
+        }
+        self.position = own.position;
+        Ok(())
+    }
+
     /// Tokens since the start of the chunk.
     pub fn position(&self) -> usize {
         self.position
@@ -83,4 +124,23 @@ pub(super) fn copied(layers: &[Tensor]) -> Result<Vec<Tensor>> {
         Ok(copy)
     };
     layers.iter().map(copy).collect()
+}
+
+/// Copies of layers `[batch, heads, in, out]` with rows and columns filled up with zeros; zeros where there
+/// are no layers.
+pub(super) fn padded_layers(
+    gpu: &Gpu,
+    config: &Config,
+    [batch, heads]: [usize; 2],
+    layers: &[Tensor],
+) -> Result<Vec<Tensor>> {
+    let pad = |(i, [rows, columns]): (usize, [usize; 2])| -> Result<Tensor> {
+        let shape = [batch, heads, rows.next_multiple_of(4), columns.next_multiple_of(4)];
+        let wide = Tensor::zeros(gpu, &shape, DType::F32)?;
+        if let Some(layer) = layers.get(i) {
+            ops::copy(layer, &wide.narrow(2, 0, rows)?)?;
+        }
+        Ok(wide)
+    };
+    config.layers().into_iter().enumerate().map(pad).collect()
 }

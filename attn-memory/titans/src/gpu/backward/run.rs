@@ -1,0 +1,455 @@
+//! One run of chunks: computed once more, then walked back.
+//!
+//! ```text
+//! once more       titans_network, titans_back, titans_bound, titans_read, titans_update, chunk by chunk
+//! what was read   titans_pairs_back, titans_both_back, titans_read_back, for all chunks, layer by layer
+//! then for each chunk from the last to the first:
+//!   stores        titans_both_back, titans_store_back, titans_error_back, titans_update_back
+//!   errors        titans_bound_back, titans_curve, titans_residual, titans_rows_back, titans_outer: the
+//!                 second order, through the gradients that the chunk took
+//! gates           titans_dot, titans_gates_columns, titans_gates_rows, for all chunks
+//! ```
+
+use std::ops::Range;
+
+use attn_wgpu::{DType, KernelSource, Result, Tensor, ops};
+
+use super::{Adjoint, Written};
+use crate::Activation;
+use crate::gpu::kernels::{
+    ACTIVE, BOTH_BACK, BOUND_BACK, CURVE, DOT, ERROR_BACK, GATES_COLUMNS, GATES_ROWS, OUTER,
+    PAIRS_BACK, READ, READ_BACK, RESIDUAL, ROWS_BACK, Run, STATE_DOTS, STORE_BACK, TAIL,
+    UPDATE_BACK,
+};
+use crate::gpu::{Inputs, Layer, State, Titans, Walk, whole};
+
+/// A run of chunks with all that the way back reads.
+pub(super) struct Replay<'a> {
+    walk: Walk<'a>,
+    /// Where the run begins in its chunk, and W* there if that is not the chunk's start.
+    position: usize,
+    start: Vec<Tensor>,
+    /// Weights and momentum before each piece, by layer `[pieces, planes, in, out]`.
+    w: Vec<Tensor>,
+    s: Vec<Tensor>,
+    /// What queries read from the first of two layers, before the activation.
+    hidden: Option<Tensor>,
+}
+
+/// A layer's results, on the way back.
+struct Read {
+    /// Their cotangent `[planes, tokens, out]`.
+    d: Tensor,
+    /// `(D E^T) * C`.
+    pairs: Tensor,
+}
+
+/// A layer's stores, on the way back.
+struct Store {
+    /// Errors times the transposed cotangents of weights and of momentum, `[planes, tokens, in]`.
+    by_w: Tensor,
+    by_s: Tensor,
+    /// Cotangents of what the layer gets of keys, and of its errors before their steps: within the bound of
+    /// norms, and before it.
+    dx: Tensor,
+    bounded: Tensor,
+    free: Tensor,
+}
+
+/// Cotangents within the network at W*.
+struct Inner {
+    dz: Option<Tensor>,
+    dp: Option<Tensor>,
+    error: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+}
+
+impl<'a> Replay<'a> {
+    /// `state` is moved on in place.
+    pub(super) fn new(titans: &'a Titans, inputs: Inputs<'_>, mut state: State) -> Result<Self> {
+        let walk = Walk::new(titans, inputs, state.position)?;
+        let (position, start) = (state.position, state.start.clone());
+        let kept = |layer: &Tensor| {
+            let [rows, columns] = [layer.shape()[2], layer.shape()[3]];
+            let shape = [walk.pieces, walk.planes, rows, columns];
+            Tensor::uninit(&titans.gpu, &shape, DType::F32)
+        };
+        let w: Vec<Tensor> = state.w.iter().map(kept).collect::<Result<_>>()?;
+        let s: Vec<Tensor> = state.s.iter().map(kept).collect::<Result<_>>()?;
+        let hidden = walk.z.as_ref().map(|z| Tensor::uninit(&titans.gpu, z.shape(), DType::F32));
+        let replay = Replay { walk, position, start, w, s, hidden: hidden.transpose()? };
+        for piece in 0..replay.walk.pieces {
+            replay.piece(piece, &state)?;
+            state.position = 0;
+        }
+        if replay.hidden.is_some() {
+            replay.walk.pair(1, 0, replay.walk.pieces)?;
+        }
+        Ok(replay)
+    }
+
+    fn piece(&self, piece: usize, state: &State) -> Result<()> {
+        let walk = &self.walk;
+        for (layers, kept) in [(&state.w, &self.w), (&state.s, &self.s)] {
+            for (layer, kept) in layers.iter().zip(kept) {
+                let slot = kept.narrow(0, piece, 1)?;
+                ops::copy(&layer.reshape(slot.shape())?, &slot)?;
+            }
+        }
+        walk.errors(piece, if state.position > 0 { &self.start } else { &state.w })?;
+        if let (Some(hidden), [first, second]) = (&self.hidden, &walk.layers[..]) {
+            let Layer { r, g, pairs, depth, chunks, .. } = first;
+            let tensors = [r, &state.w[0], &state.s[0], pairs, g, &walk.ends, hidden];
+            let cost = [depth + walk.chunk, 256 * depth + 32 * walk.chunk];
+            walk.rows(&READ, None, &tensors, piece, 1, [*depth, *chunks], cost)?;
+            let size = [*depth, *chunks];
+            walk.rows(&ACTIVE, walk.activation(), &[hidden, &second.r], piece, 1, size, [4, 128])?;
+        }
+        if piece + 1 < walk.pieces {
+            for (i, layer) in walk.layers.iter().enumerate() {
+                walk.update(piece, layer, [&state.w[i], &state.s[i]])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gradients of the run; `adjoint` goes from the state behind it to that before.
+    pub(super) fn back(
+        self,
+        inputs: Inputs<'_>,
+        d_y: Tensor,
+        adjoint: &mut Adjoint,
+    ) -> Result<Written> {
+        let walk = &self.walk;
+        let (d_shares, d_ends) = (self.rows(walk.width())?, self.rows(4)?);
+        let (reads, dq) = self.reads(d_y, &d_shares, &d_ends)?;
+        let (eta, alpha) = (whole(inputs.eta)?, whole(inputs.alpha)?);
+        let tail = self.rows(4)?;
+        let tensors = [&eta, &alpha, &walk.shares, &walk.ends, &tail];
+        self.tiles(&TAIL, None, &tensors, 0..walk.pieces, [0, 1], &[], [4, 4])?;
+        let stores =
+            walk.layers.iter().map(|layer| self.store(layer)).collect::<Result<Vec<_>>>()?;
+        let inner = self.inner()?;
+        let rows: usize = walk.layers.iter().map(|layer| 4 * layer.depth).sum();
+        let state =
+            Tensor::uninit(&walk.titans.gpu, &[walk.pieces, walk.planes, rows, 4], DType::F32)?;
+        for piece in (0..walk.pieces).rev() {
+            for i in 0..walk.layers.len() {
+                self.stored(i, piece, &reads[i], &stores[i], adjoint, &tail, &state)?;
+            }
+            self.second_order(piece, &stores, &inner, adjoint)?;
+        }
+        let gates = self.gates(&stores, &tail, [&d_shares, &d_ends, &state])?;
+        Ok(Written { rows: [dq, inner.dk, inner.dv], gates })
+    }
+
+    fn store(&self, layer: &Layer) -> Result<Store> {
+        let [x, e] = [4 * layer.depth, 4 * layer.chunks];
+        let bounded = self.rows(e)?;
+        let free = match self.walk.titans.config.max_grad_norm {
+            Some(_) => self.rows(e)?,
+            None => bounded.clone(),
+        };
+        let [by_w, by_s, dx] = [self.rows(x)?, self.rows(x)?, self.rows(x)?];
+        Ok(Store { by_w, by_s, dx, bounded, free })
+    }
+
+    fn inner(&self) -> Result<Inner> {
+        let (first, last) = (&self.walk.layers[0], &self.walk.layers[self.walk.layers.len() - 1]);
+        let hidden = || match &self.hidden {
+            Some(_) => self.rows(4 * first.chunks).map(Some),
+            None => Ok(None),
+        };
+        Ok(Inner {
+            dz: hidden()?,
+            dp: hidden()?,
+            error: self.rows(4 * last.chunks)?,
+            dk: self.rows(4 * first.depth)?,
+            dv: self.rows(4 * last.chunks)?,
+        })
+    }
+
+    /// From the cotangent of what was read to that of the queries, through the layers; what pairs and the
+    /// state before each piece get on the way.
+    fn reads(
+        &self,
+        d_y: Tensor,
+        d_shares: &Tensor,
+        d_ends: &Tensor,
+    ) -> Result<(Vec<Read>, Tensor)> {
+        let walk = &self.walk;
+        let all = || 0..walk.pieces;
+        let mut reads = Vec::new();
+        let mut d = d_y;
+        for (i, layer) in walk.layers.iter().enumerate().rev() {
+            let Layer { x, r, g, depth, chunks, .. } = layer;
+            let add = i + 1 < walk.layers.len();
+            let pairs = self.rows(walk.width())?;
+            let tensors = [r, x, &d, g, &walk.shares, &pairs, d_shares];
+            let (size, extra) = ([*depth, walk.width() / 4], [*chunks as u32, add.into()]);
+            let cost = [depth + chunks, 128 * (depth + chunks)];
+            self.tiles(&PAIRS_BACK, None, &tensors, all(), size, &extra, cost)?;
+            let [by_w, by_s, out] =
+                [self.rows(4 * depth)?, self.rows(4 * depth)?, self.rows(4 * depth)?];
+            let weights = [&self.w[i], &self.s[i]];
+            self.both(&d, weights, [&by_w, &by_s], all(), layer, walk.planes)?;
+            self.dot([r, &by_w], d_ends, [4, 0], add, 1.0)?;
+            self.dot([r, &by_s], d_ends, [4, 1], add, 1.0)?;
+            let mut tensors = vec![&by_w, &by_s, &pairs, x, &walk.ends, &out];
+            let hidden = self.hidden.as_ref().filter(|_| i > 0);
+            tensors.extend(hidden);
+            let activation = hidden.and(walk.activation());
+            let cost = [walk.chunk, 32 * walk.chunk];
+            self.tiles(&READ_BACK, activation, &tensors, all(), [0, *depth], &[], cost)?;
+            reads.push(Read { d, pairs });
+            d = out;
+        }
+        reads.reverse();
+        Ok((reads, d))
+    }
+
+    /// A layer's stores in one piece, and its state before the piece.
+    #[expect(clippy::too_many_arguments, reason = "what a layer's step of the walk reads")]
+    fn stored(
+        &self,
+        i: usize,
+        piece: usize,
+        read: &Read,
+        store: &Store,
+        adjoint: &Adjoint,
+        tail: &Tensor,
+        state: &Tensor,
+    ) -> Result<()> {
+        let walk = &self.walk;
+        let Layer { x, r, g, error, pairs, depth, chunks } = &walk.layers[i];
+        let Store { by_w, by_s, dx, bounded, free } = store;
+        let (w, s) = (&adjoint.w[i], &adjoint.s[i]);
+        let one = || piece..piece + 1;
+        let pair_cost = [walk.chunk, 32 * walk.chunk];
+        self.both(g, [w, s], [by_w, by_s], one(), &walk.layers[i], 0)?;
+        let tensors = [r, by_w, by_s, &read.pairs, &walk.ends, tail, dx];
+        self.tiles(&STORE_BACK, None, &tensors, one(), [0, *depth], &[], pair_cost)?;
+        let tensors = [x, w, s, pairs, &read.d, tail, bounded];
+        let cost = [depth + walk.chunk, 256 * depth + 32 * walk.chunk];
+        self.tiles(&ERROR_BACK, None, &tensors, one(), [*depth, *chunks], &[], cost)?;
+        self.state_dots(i, piece, [w, s], state)?;
+        let tensors = [r, &read.d, &walk.ends, &walk.momentum, w, s];
+        self.weights(&UPDATE_BACK, &tensors, piece, [*depth, *chunks], 64)?;
+        if let Some(bound) = walk.titans.config.max_grad_norm {
+            let coefficient = walk.titans.config.coefficient as f32;
+            let extra = [*chunks as u32, coefficient.to_bits(), (bound as f32).to_bits()];
+            let tensors = [x, error, bounded, &walk.ends, free, dx];
+            let cost = [8 * (depth + chunks), 64 * (depth + chunks)];
+            self.tiles(&BOUND_BACK, None, &tensors, one(), [*depth, 1], &extra, cost)?;
+        }
+        Ok(())
+    }
+
+    /// Through the gradients that a piece took at W*.
+    fn second_order(
+        &self,
+        piece: usize,
+        stores: &[Store],
+        inner: &Inner,
+        adjoint: &mut Adjoint,
+    ) -> Result<()> {
+        let walk = &self.walk;
+        let within = piece == 0 && self.position > 0;
+        let (start, planes) = if within { (&self.start, 0) } else { (&self.w, walk.planes) };
+        let target: &[Tensor] = if within {
+            adjoint.started()?
+        } else {
+            adjoint.fold()?;
+            &adjoint.w
+        };
+        let one = || piece..piece + 1;
+        let extra = [planes as u32];
+        let product = |depth: usize| [depth, 128 * depth];
+        let Inner { error: d_error, dk, dv, .. } = inner;
+        let last = &walk.layers[walk.layers.len() - 1];
+        let free = &stores[stores.len() - 1].free;
+        let first = &walk.layers[0];
+        let dx = &stores[0].dx;
+        let (Some(z), Some(dz), Some(dp)) = (&walk.z, &inner.dz, &inner.dp) else {
+            let tensors = [free, &start[0], free, &walk.ends, d_error, dv];
+            self.tiles(&RESIDUAL, None, &tensors, one(), [0, last.chunks], &extra, [0, 32])?;
+            let (tensors, size) = ([d_error, &start[0], dx, dk], [last.chunks, last.depth]);
+            self.tiles(&ROWS_BACK, None, &tensors, one(), size, &extra, product(last.chunks))?;
+            return self.outer([&first.x, d_error], &target[0], piece, [last.depth, last.chunks]);
+        };
+        let (active, hidden) = (walk.activation(), first.chunks);
+        let tensors = [&last.error, &start[1], &stores[0].free, z, &walk.ends, dp, dz];
+        let size = [last.chunks, hidden];
+        self.tiles(&CURVE, active, &tensors, one(), size, &extra, product(last.chunks))?;
+        let tensors = [dp, &start[1], free, &walk.ends, d_error, dv];
+        let turned = [hidden, last.chunks];
+        self.tiles(&RESIDUAL, None, &tensors, one(), turned, &extra, product(hidden))?;
+        let tensors = [d_error, &start[1], &stores[1].dx, dz, z];
+        self.tiles(&ROWS_BACK, active, &tensors, one(), size, &extra, product(last.chunks))?;
+        let (tensors, size) = ([dz, &start[0], dx, dk], [hidden, first.depth]);
+        self.tiles(&ROWS_BACK, None, &tensors, one(), size, &extra, product(hidden))?;
+        self.outer([dp, &last.error], &target[1], piece, turned)?;
+        self.outer([&last.x, d_error], &target[1], piece, turned)?;
+        self.outer([&first.x, dz], &target[0], piece, [first.depth, hidden])
+    }
+
+    /// Cotangents of theta, eta and alpha.
+    fn gates(
+        &self,
+        stores: &[Store],
+        tail: &Tensor,
+        [d_shares, d_ends, state]: [&Tensor; 3],
+    ) -> Result<[Tensor; 3]> {
+        let walk = &self.walk;
+        let gate = || {
+            let shape = &walk.shares.shape()[..3];
+            Tensor::uninit(&walk.titans.gpu, shape, DType::F32)
+        };
+        let [theta, eta, alpha] = [gate()?, gate()?, gate()?];
+        let coefficient = walk.titans.config.coefficient as f32;
+        for (i, (layer, store)) in walk.layers.iter().zip(stores).enumerate() {
+            self.dot([&layer.x, &store.by_w], d_ends, [4, 2], i > 0, 1.0)?;
+            self.dot([&layer.x, &store.by_s], d_ends, [4, 3], i > 0, 1.0)?;
+            self.dot([&layer.g, &store.bounded], &theta, [1, 0], i > 0, coefficient)?;
+        }
+        let moves = self.rows(walk.width())?;
+        let tensors = [tail, &walk.shares, &walk.ends, d_ends, state, d_shares, &moves];
+        let rows = state.shape()[2];
+        let numbers =
+            [walk.tokens, walk.pieces, walk.chunk, walk.lead, walk.width(), rows, walk.planes];
+        let run = Run {
+            source: &GATES_COLUMNS,
+            activation: None,
+            tensors: &tensors,
+            count: walk.planes * walk.pieces * (walk.chunk + 1),
+            params: &numbers.map(|number| number as u32),
+            steps: 2 * walk.chunk + rows,
+            work: 16 * walk.chunk + 4 * rows,
+        };
+        run.record(&walk.titans.gpu)?;
+        let tensors = [d_shares, &moves, &eta, &alpha];
+        let cost = [walk.chunk + 4, 8 * walk.chunk];
+        self.tiles(&GATES_ROWS, None, &tensors, 0..walk.pieces, [0, 1], &[], cost)?;
+        Ok([theta, eta, alpha])
+    }
+
+    fn rows(&self, width: usize) -> Result<Tensor> {
+        let mut shape = self.walk.shares.shape().to_vec();
+        shape[3] = width;
+        Tensor::uninit(&self.walk.titans.gpu, &shape, DType::F32)
+    }
+
+    fn both(
+        &self,
+        a: &Tensor,
+        [w, s]: [&Tensor; 2],
+        [by_w, by_s]: [&Tensor; 2],
+        pieces: Range<usize>,
+        layer: &Layer,
+        planes: usize,
+    ) -> Result<()> {
+        let (size, cost) = ([layer.chunks, layer.depth], [layer.chunks, 256 * layer.chunks]);
+        let tensors = [a, w, s, by_w, by_s];
+        self.tiles(&BOTH_BACK, None, &tensors, pieces, size, &[planes as u32], cost)
+    }
+
+    fn outer(
+        &self,
+        [a, b]: [&Tensor; 2],
+        w: &Tensor,
+        piece: usize,
+        size: [usize; 2],
+    ) -> Result<()> {
+        self.weights(&OUTER, &[a, b, w], piece, size, 32)
+    }
+
+    /// A kernel on tiles of four rows of weights.
+    fn weights(
+        &self,
+        source: &KernelSource,
+        tensors: &[&Tensor],
+        piece: usize,
+        [depth, chunks]: [usize; 2],
+        work: usize,
+    ) -> Result<()> {
+        let walk = &self.walk;
+        let run = Run {
+            source,
+            activation: None,
+            tensors,
+            count: walk.planes * depth * chunks,
+            params: &walk.params(piece, 1, depth, [depth, chunks]),
+            steps: walk.chunk,
+            work: work * walk.chunk,
+        };
+        run.record(&walk.titans.gpu)
+    }
+
+    /// A kernel on tiles of four rows of pieces, with parameters of its own behind the common ones.
+    #[expect(clippy::too_many_arguments, reason = "what a kernel is run with")]
+    fn tiles(
+        &self,
+        source: &KernelSource,
+        activation: Option<Activation>,
+        tensors: &[&Tensor],
+        pieces: Range<usize>,
+        size: [usize; 2],
+        extra: &[u32],
+        [steps, work]: [usize; 2],
+    ) -> Result<()> {
+        let walk = &self.walk;
+        let tiles = walk.chunk.div_ceil(4);
+        let mut params = walk.params(pieces.start, pieces.len(), tiles, size).to_vec();
+        params.extend(extra);
+        let run = Run {
+            source,
+            activation,
+            tensors,
+            count: walk.planes * pieces.len() * tiles * size[1],
+            params: &params,
+            steps,
+            work,
+        };
+        run.record(&walk.titans.gpu)
+    }
+
+    /// Rows times rows into one element of each token, or added to it.
+    fn dot(
+        &self,
+        [a, b]: [&Tensor; 2],
+        out: &Tensor,
+        [stride, element]: [u32; 2],
+        add: bool,
+        scale: f32,
+    ) -> Result<()> {
+        let depth = a.shape()[3] / 4;
+        let run = Run {
+            source: &DOT,
+            activation: None,
+            tensors: &[a, b, out],
+            count: self.walk.planes * self.walk.tokens,
+            params: &[depth as u32, stride, element, add.into(), scale.to_bits()],
+            steps: depth,
+            work: 8 * depth,
+        };
+        run.record(&self.walk.titans.gpu)
+    }
+
+    fn state_dots(&self, i: usize, piece: usize, by: [&Tensor; 2], out: &Tensor) -> Result<()> {
+        let walk = &self.walk;
+        let Layer { depth, chunks, .. } = &walk.layers[i];
+        let before: usize = walk.layers[..i].iter().map(|layer| 4 * layer.depth).sum();
+        let numbers = [4 * depth, *chunks, walk.planes, piece, out.shape()[2], before];
+        let run = Run {
+            source: &STATE_DOTS,
+            activation: None,
+            tensors: &[by[0], by[1], &self.w[i], &self.s[i], out],
+            count: 4 * depth * walk.planes,
+            params: &numbers.map(|number| number as u32),
+            steps: *chunks,
+            work: 24 * chunks,
+        };
+        run.record(&walk.titans.gpu)
+    }
+}

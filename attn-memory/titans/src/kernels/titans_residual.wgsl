@@ -1,0 +1,59 @@
+// The cotangent of the last layer's errors, with what came through those of the layer before, and its
+// negative, that of the values: diag(steps) D + A W.
+// An invocation owns four rows by four columns. No workgroup memory; needs six storage buffers.
+
+struct Params {
+#import "titans_fields"
+  // Planes where each piece has weights of its own, else 0.
+  planes: u32,
+}
+
+#import "titans_piece"
+
+@group(0) @binding(0) var<storage, read> a: array<vec4<f32>>; // [planes, tokens, depth]
+@group(0) @binding(1) var<storage, read> w: array<vec4<f32>>; // [pieces or 1, planes, 4 depth, chunks]
+@group(0) @binding(2) var<storage, read> d: array<vec4<f32>>; // [planes, tokens, chunks]
+// beta, kappa, omega and the step.
+@group(0) @binding(3) var<storage, read> ends: array<vec4<f32>>; // [planes, tokens]
+@group(0) @binding(4) var<storage, read_write> out: array<vec4<f32>>; // [planes, tokens, chunks]
+@group(0) @binding(5) var<storage, read_write> dv: array<vec4<f32>>; // [planes, tokens, chunks]
+
+fn one(index: u32) {
+  let at = place(index);
+  let depth = params.depth;
+  let chunks = params.chunks;
+  if at.row >= at.length {
+    return;
+  }
+  let last = at.start + at.length - 1u;
+  let plane = at.piece * params.planes + at.plane;
+  var sums: array<vec4<f32>, TILE>;
+  for (var k = 0u; k < depth; k++) {
+    var weights: array<vec4<f32>, 4>;
+    #unroll
+    for (var j = 0u; j < 4u; j++) {
+      weights[j] = w[(4u * (plane * depth + k) + j) * chunks + at.column];
+    }
+    #unroll
+    for (var i = 0u; i < TILE; i++) {
+      let values = a[min(at.start + at.row + i, last) * depth + k];
+      #unroll
+      for (var j = 0u; j < 4u; j++) {
+        sums[i] = fma(vec4<f32>(values[j]), weights[j], sums[i]);
+      }
+    }
+  }
+  #unroll
+  for (var i = 0u; i < TILE; i++) {
+    if at.row + i < at.length {
+      let token = at.start + at.row + i;
+      let cell = token * chunks + at.column;
+      let sum = fma(vec4<f32>(ends[token].w), d[cell], sums[i]);
+      out[cell] = sum;
+      dv[cell] = -sum;
+    }
+  }
+}
+
+@compute @workgroup_size(WORKGROUP)
+#import "titans_each"
