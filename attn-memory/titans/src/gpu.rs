@@ -27,7 +27,7 @@ pub use self::kernels::kernels;
 use self::kernels::{BACK, BOUND, NETWORK, PAIRS, READ, Run, SHARES, UPDATE};
 use self::parts::{Keep, Plan, pieces};
 pub use self::state::State;
-use self::state::copied;
+use self::state::{check_tensor, copied};
 use crate::{Activation, Config};
 
 /// Queries, keys, values and gates on a device, in f32, f16 or bf16; everything is computed in f32.
@@ -87,54 +87,7 @@ impl Titans {
         let extents = self.check(inputs, state)?;
         let all = pieces(&self.config, state.position, extents[2]);
         let plan = Plan::new(&self.gpu, &self.config, extents, state.position, all, Keep::Rows);
-        self.walk(inputs, state, extents, &plan, None)
-    }
-
-    /// Through the runs of a plan; `states` gets those before each run.
-    fn walk(
-        &self,
-        inputs: Inputs<'_>,
-        state: &State,
-        [batch, heads, tokens]: [usize; 3],
-        plan: &Plan,
-        mut states: Option<&mut Vec<State>>,
-    ) -> Result<Output> {
-        let dtype = inputs.q.dtype();
-        let mut y =
-            Tensor::uninit(&self.gpu, &[batch, heads, tokens, self.config.dim_v], DType::F32)?;
-        let mut state = state.clone();
-        if let (Some(states), true) = (&mut states, plan.runs.is_empty()) {
-            states.push(state.clone());
-        }
-        for run in &plan.runs {
-            if let Some(states) = &mut states {
-                states.push(state.clone());
-            }
-            if batch * heads == 0 {
-                continue;
-            }
-            let window = |x: &Tensor| x.narrow(2, run.start, run.len());
-            let mut next = State { position: state.position, ..state.empty()? };
-            for part in &plan.parts {
-                let own = |x: &Tensor| window(&part.of(x)?);
-                let [q, k, v] = [own(inputs.q)?, own(inputs.k)?, own(inputs.v)?];
-                let [theta, eta, alpha] =
-                    [own(inputs.theta)?, own(inputs.eta)?, own(inputs.alpha)?];
-                let inputs =
-                    Inputs { q: &q, k: &k, v: &v, theta: &theta, eta: &eta, alpha: &alpha };
-                let mut moving = state.of(part)?;
-                let walk = Walk::new(self, inputs, moving.position)?;
-                let read = walk.run(&mut moving)?.narrow(3, 0, self.config.dim_v)?;
-                if plan.parts.len() * plan.runs.len() == 1 {
-                    (y, next) = (read, moving);
-                } else {
-                    ops::copy(&read, &own(&y)?)?;
-                    next.set(part, &moving)?;
-                }
-            }
-            state = next;
-        }
-        Ok(Output { y: ops::convert(&y, dtype)?, state })
+        self.walk(inputs, state, extents, &plan, &mut Vec::new())
     }
 
     fn check(&self, inputs: Inputs<'_>, state: &State) -> Result<[usize; 3]> {
@@ -164,7 +117,7 @@ impl Titans {
             }
             for (layer, [rows, columns]) in layers.iter().zip(config.layers()) {
                 let padded = [rows, columns].map(|extent| extent.next_multiple_of(4));
-                self.check_tensor(arg, layer, &[batch, heads, padded[0], padded[1]])?;
+                check_tensor(arg, layer, &self.gpu, &[batch, heads, padded[0], padded[1]])?;
             }
         }
         if state.position >= config.chunk {
@@ -175,21 +128,10 @@ impl Titans {
     }
 
     fn check_float(&self, arg: &'static str, tensor: &Tensor, expected: &[usize]) -> Result<()> {
-        self.check_tensor(arg, tensor, expected)?;
+        check_tensor(arg, tensor, &self.gpu, expected)?;
         if !matches!(tensor.dtype(), DType::F32 | DType::F16 | DType::BF16) {
             let (expected, got) = ("f32, f16 or bf16".into(), tensor.dtype().name().into());
             return Err(Error::Dtype { arg, expected, got }.into());
-        }
-        Ok(())
-    }
-
-    fn check_tensor(&self, arg: &'static str, tensor: &Tensor, expected: &[usize]) -> Result<()> {
-        if tensor.shape() != expected {
-            return Err(Error::shape(arg, format!("{expected:?}"), tensor.shape()).into());
-        }
-        if !tensor.gpu().is_same(&self.gpu) {
-            let got = "a tensor of another Gpu";
-            return Err(Error::config(arg, &self.gpu.adapter().name, got).into());
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use attn_wgpu::{DType, Result, Tensor, ops};
 
 use self::run::Replay;
 use super::parts::{Keep, Part, Plan, pieces};
-use super::state::{copied, padded_layers};
+use super::state::{check_layers, copied, padded_layers, unpadded};
 use super::{Inputs, Output, State, Titans, aligned};
 
 /// What [`Titans::backward`] needs of a forward pass: its inputs, and the state before each run of chunks.
@@ -155,7 +155,7 @@ impl Titans {
         let plan =
             Plan::new(&self.gpu, &self.config, extents, state.position, wanted, Keep::States);
         let mut states = Vec::new();
-        let output = self.walk(inputs, state, extents, &plan, Some(&mut states))?;
+        let output = self.walk(inputs, state, extents, &plan, &mut states)?;
         let saved = Saved {
             q: inputs.q.clone(),
             k: inputs.k.clone(),
@@ -265,11 +265,6 @@ impl Titans {
         let rows = |x: &Tensor, like: &Tensor| -> Result<Tensor> {
             ops::convert(&x.narrow(3, 0, like.shape()[3])?, like.dtype())
         };
-        let layers = |layers: &[Tensor]| -> Result<Vec<Tensor>> {
-            let all = layers.iter().zip(self.config.layers());
-            all.map(|(layer, [rows, columns])| layer.narrow(2, 0, rows)?.narrow(3, 0, columns))
-                .collect()
-        };
         let start = match adjoint.start {
             Some(start) => start,
             None => zeros(&adjoint.w)?,
@@ -283,9 +278,9 @@ impl Titans {
             d_theta: ops::convert(d_theta, inputs.theta.dtype())?,
             d_eta: ops::convert(d_eta, inputs.eta.dtype())?,
             d_alpha: ops::convert(d_alpha, inputs.alpha.dtype())?,
-            d_w: layers(&adjoint.w)?,
-            d_s: layers(&adjoint.s)?,
-            d_chunk_start: layers(&start)?,
+            d_w: unpadded(&adjoint.w, &self.config)?,
+            d_s: unpadded(&adjoint.s, &self.config)?,
+            d_chunk_start: unpadded(&start, &self.config)?,
         })
     }
 
@@ -303,18 +298,8 @@ impl Titans {
             ("cotangents.s", cotangents.s),
             ("cotangents.chunk_start", cotangents.chunk_start),
         ] {
-            let Some(layers) = layers else { continue };
-            let expected = self.config.layers();
-            if layers.len() != expected.len() {
-                let expected = format!("{} layers", expected.len());
-                return Err(Error::config(arg, expected, layers.len()).into());
-            }
-            for (layer, [rows, columns]) in layers.iter().zip(expected) {
-                self.check_tensor(arg, layer, &[batch, heads, rows, columns])?;
-                if layer.dtype() != DType::F32 {
-                    let (expected, got) = ("f32".into(), layer.dtype().name().into());
-                    return Err(Error::Dtype { arg, expected, got }.into());
-                }
+            if let Some(layers) = layers {
+                check_layers(arg, layers, &self.gpu, [batch, heads], &self.config)?;
             }
         }
         Ok(())

@@ -3,8 +3,9 @@
 
 use std::ops::Range;
 
-use attn_wgpu::{Gpu, Result, Tensor};
+use attn_wgpu::{DType, Gpu, Result, Tensor, ops};
 
+use super::{Inputs, Output, State, Titans, Walk};
 use crate::Config;
 
 /// Batch entries and heads that are computed together.
@@ -120,4 +121,56 @@ impl Plan {
 /// Chunks that so many tokens touch.
 pub(super) fn pieces(config: &Config, position: usize, tokens: usize) -> usize {
     (position.saturating_add(tokens)).div_ceil(config.chunk)
+}
+
+impl Titans {
+    /// Through the runs of a plan; `states` gets the one before each run, or the only one there is.
+    pub(super) fn walk(
+        &self,
+        inputs: Inputs<'_>,
+        state: &State,
+        [batch, heads, tokens]: [usize; 3],
+        plan: &Plan,
+        states: &mut Vec<State>,
+    ) -> Result<Output> {
+        let dtype = inputs.q.dtype();
+        let shape = [batch, heads, tokens, self.config.dim_v];
+        states.push(state.clone());
+        if batch * heads * tokens == 0 {
+            return Ok(Output {
+                y: Tensor::zeros(&self.gpu, &shape, dtype)?,
+                state: state.clone(),
+            });
+        }
+        if let ([part], [_]) = (&plan.parts[..], &plan.runs[..]) {
+            let (y, state) = self.once(inputs, state.of(part)?)?;
+            return Ok(Output { y: ops::convert(&y, dtype)?, state });
+        }
+        let y = Tensor::uninit(&self.gpu, &shape, DType::F32)?;
+        states.clear();
+        let mut state = state.clone();
+        for run in &plan.runs {
+            states.push(state.clone());
+            let mut next = state.empty()?;
+            for part in &plan.parts {
+                let window = |x: &Tensor| part.of(x)?.narrow(2, run.start, run.len());
+                let [q, k, v] = [window(inputs.q)?, window(inputs.k)?, window(inputs.v)?];
+                let [theta, eta, alpha] =
+                    [window(inputs.theta)?, window(inputs.eta)?, window(inputs.alpha)?];
+                let own = Inputs { q: &q, k: &k, v: &v, theta: &theta, eta: &eta, alpha: &alpha };
+                let (read, moved) = self.once(own, state.of(part)?)?;
+                ops::copy(&read, &window(&y)?)?;
+                next.set(part, &moved)?;
+            }
+            state = next;
+        }
+        Ok(Output { y: ops::convert(&y, dtype)?, state })
+    }
+
+    /// One walk; the state is moved on in place.
+    fn once(&self, inputs: Inputs<'_>, mut state: State) -> Result<(Tensor, State)> {
+        let walk = Walk::new(self, inputs, state.position)?;
+        let y = walk.run(&mut state)?.narrow(3, 0, self.config.dim_v)?;
+        Ok((y, state))
+    }
 }

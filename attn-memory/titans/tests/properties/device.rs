@@ -31,6 +31,17 @@ impl Tensors {
         let Tensors { q, k, v, theta, eta, alpha } = self;
         Inputs { q, k, v, theta, eta, alpha }
     }
+
+    pub fn map(&self, f: impl Fn(&Tensor) -> Tensor) -> Tensors {
+        Tensors {
+            q: f(&self.q),
+            k: f(&self.k),
+            v: f(&self.v),
+            theta: f(&self.theta),
+            eta: f(&self.eta),
+            alpha: f(&self.alpha),
+        }
+    }
 }
 
 pub fn inputs(gpu: &Gpu, data: &Data) -> Tensors {
