@@ -10,8 +10,8 @@
 //!   titans_update   weights and momentum behind it, layer by layer
 //! ```
 //!
-//! Nothing is read back. All batch entries and heads are in one dispatch. This is the plainest form: every
-//! invocation owns four by four elements, and nothing is shared among them.
+//! Nothing is read back. All batch entries and heads are in one dispatch. Every invocation owns some
+//! rows of a chunk, or of the weights, and four columns; on software drivers lanes share what they load.
 
 mod backward;
 mod kernels;
@@ -24,7 +24,7 @@ use attn_wgpu::{DType, Gpu, Result, Tensor, ops};
 pub use self::backward::{Cotangents, Grads, Saved};
 #[cfg(feature = "bench")]
 pub use self::kernels::kernels;
-use self::kernels::{BACK, BOUND, NETWORK, PAIRS, READ, Run, SHARES, UPDATE};
+use self::kernels::{BACK, BOUND, NETWORK, PAIRS, READ, Run, SHARES, Tiles, UPDATE};
 use self::parts::{Keep, Plan, pieces};
 pub use self::state::State;
 use self::state::{check_tensor, copied};
@@ -136,6 +136,9 @@ impl Titans {
         Ok(())
     }
 }
+
+/// Rows of weights and momentum that an invocation changes at most: it holds sums of both.
+const UPDATED_ROWS: usize = 16;
 
 /// A layer's part of a walk, rows of all tokens `[batch, heads, tokens, ..]`.
 struct Layer {
@@ -276,7 +279,7 @@ impl<'a> Walk<'a> {
         let Layer { x, r, pairs, depth, .. } = &self.layers[layer];
         let chunks = self.chunk.div_ceil(4);
         let tensors = [r, x, &self.shares, pairs];
-        let (steps, work) = (*depth, 128 * depth);
+        let (steps, work) = (*depth, 32 * depth);
         self.rows(&PAIRS, None, &tensors, piece, pieces, [*depth, chunks], [steps, work])
     }
 
@@ -286,7 +289,7 @@ impl<'a> Walk<'a> {
         for (i, layer) in self.layers.iter().enumerate() {
             let Layer { x, error, depth, chunks, .. } = layer;
             let size = [*depth, *chunks];
-            let cost = [*depth, 128 * depth];
+            let cost = [*depth, 32 * depth];
             match (self.layers.get(i + 1), &self.z) {
                 (Some(next), Some(z)) => {
                     let tensors = [x, &start[i], z, &next.x];
@@ -301,7 +304,7 @@ impl<'a> Walk<'a> {
         if let (Some(z), [first, second]) = (&self.z, &self.layers[..]) {
             let tensors = [&second.error, &start[1], z, &first.error];
             let size = [second.chunks, first.chunks];
-            let cost = [second.chunks, 128 * second.chunks];
+            let cost = [second.chunks, 32 * second.chunks];
             self.rows(&BACK, self.activation(), &tensors, piece, 1, size, cost)?;
         }
         match config.max_grad_norm {
@@ -339,7 +342,7 @@ impl<'a> Walk<'a> {
                 None => (&self.y, None),
             };
             let tensors = [r, &state.w[i], &state.s[i], pairs, g, &self.ends, out];
-            let cost = [depth + self.chunk, 256 * depth + 32 * self.chunk];
+            let cost = [depth + self.chunk, 64 * depth + 8 * self.chunk];
             self.rows(&READ, activation, &tensors, piece, 1, [*depth, *chunks], cost)?;
         }
         Ok(())
@@ -348,19 +351,22 @@ impl<'a> Walk<'a> {
     fn update(&self, piece: usize, layer: &Layer, [w, s]: [&Tensor; 2]) -> Result<()> {
         let Layer { x, g, depth, chunks, .. } = layer;
         let tensors = [x, g, &self.ends, &self.shares, &self.momentum, w, s];
+        let gpu = &self.titans.gpu;
+        let tiles = Tiles::of(gpu.capabilities(), (4 * depth).min(UPDATED_ROWS));
+        let count = tiles.count(4 * depth);
         let run = Run {
             source: &UPDATE,
             activation: None,
             tensors: &tensors,
-            count: self.planes * depth * chunks,
-            params: &self.params(piece, 1, *depth, [*depth, *chunks]),
+            count: self.planes * count,
+            params: &self.params(piece, 1, count, [*depth, *chunks]),
             steps: self.chunk,
-            work: 64 * self.chunk,
+            work: 16 * self.chunk,
         };
-        run.record(&self.titans.gpu)
+        run.tiled(gpu, tiles, *chunks)
     }
 
-    /// A kernel on tiles of four rows of pieces.
+    /// A kernel on tiles of rows of pieces.
     #[expect(clippy::too_many_arguments, reason = "what a kernel is run with")]
     fn rows(
         &self,
@@ -372,17 +378,19 @@ impl<'a> Walk<'a> {
         size: [usize; 2],
         [steps, work]: [usize; 2],
     ) -> Result<()> {
-        let tiles = self.chunk.div_ceil(4);
+        let gpu = &self.titans.gpu;
+        let tiles = Tiles::of(gpu.capabilities(), self.chunk);
+        let count = tiles.count(self.chunk);
         let run = Run {
             source,
             activation,
             tensors,
-            count: self.planes * pieces * tiles * size[1],
-            params: &self.params(piece, pieces, tiles, size),
+            count: self.planes * pieces * count,
+            params: &self.params(piece, pieces, count, size),
             steps,
             work,
         };
-        run.record(&self.titans.gpu)
+        run.tiled(gpu, tiles, size[1])
     }
 
     fn params(&self, piece: usize, pieces: usize, tiles: usize, size: [usize; 2]) -> [u32; 9] {

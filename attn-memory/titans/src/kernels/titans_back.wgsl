@@ -1,48 +1,66 @@
 // The errors of a layer from those of the next: (D W^T) * sg'(z).
-// An invocation owns four rows by four columns. No workgroup memory; needs four storage buffers.
+// An invocation owns ROWS rows by four columns, and a subgroup shares its loads of rows; see
+// titans_rows.wgsl. No workgroup memory; needs four storage buffers.
 
 struct Params {
 #import "titans_fields"
 }
 
-#import "titans_piece"
+#import "titans_rows"
 #import "activation"
-#import "titans_slope"
 
 @group(0) @binding(0) var<storage, read> next: array<vec4<f32>>; // [planes, tokens, depth]
 @group(0) @binding(1) var<storage, read> w: array<vec4<f32>>; // [planes, 4 chunks, depth]
 @group(0) @binding(2) var<storage, read> z: array<vec4<f32>>; // [planes, tokens, chunks]
 @group(0) @binding(3) var<storage, read_write> error: array<vec4<f32>>; // [planes, tokens, chunks]
 
-fn one(index: u32) {
-  let at = place(index);
+// The derivative of the activation.
+fn slope(value: vec4<f32>) -> vec4<f32> {
+#ifdef SILU
+  let s = sigmoid(value);
+  return s * (1.0 + value * (1.0 - s));
+#else
+  let tail = 0.5 * erfc_positive(abs(value) * 0.7071067811865476);
+  let share = select(tail, 1.0 - tail, value > vec4<f32>(0.0));
+  let near = clamp(value, vec4<f32>(-13.0), vec4<f32>(13.0));
+  return share + 0.3989422804014327 * near * exp2(near * near * (-0.5 * ACTIVATION_LOG2_E));
+#endif
+}
+
+fn tile(at: Place, first_column: u32, lane: u32) {
   let depth = params.depth;
   let chunks = params.chunks;
+  let column = first_column + lane;
+  let own = min(column, chunks - 1u);
   if at.row >= at.length {
     return;
   }
   let last = at.start + at.length - 1u;
-  var sums: array<vec4<f32>, TILE>;
+  var rows: array<u32, HELD>;
+  #unroll
+  for (var j = 0u; j < HELD; j++) {
+    rows[j] = min(at.start + at.row + j * EXCHANGE + lane, last) * depth;
+  }
+  let w_at = 4u * (at.plane * chunks + own) * depth;
+  var sums: array<vec4<f32>, ROWS>;
   for (var k = 0u; k < depth; k++) {
-    var weights: array<vec4<f32>, 4>;
+    let weights = transpose(mat4x4<f32>(
+      w[w_at + k], w[w_at + depth + k], w[w_at + 2u * depth + k], w[w_at + 3u * depth + k]));
+    var held: array<vec4<f32>, HELD>;
     #unroll
-    for (var j = 0u; j < 4u; j++) {
-      weights[j] = w[(4u * (at.plane * chunks + at.column) + j) * depth + k];
+    for (var j = 0u; j < HELD; j++) {
+      held[j] = next[rows[j] + k];
     }
-    #unroll
-    for (var i = 0u; i < TILE; i++) {
-      let own = next[min(at.start + at.row + i, last) * depth + k];
-      sums[i] += vec4<f32>(dot(own, weights[0]), dot(own, weights[1]), dot(own, weights[2]), dot(own, weights[3]));
-    }
+#import "titans_products"
   }
   #unroll
-  for (var i = 0u; i < TILE; i++) {
-    if at.row + i < at.length {
-      let cell = (at.start + at.row + i) * chunks + at.column;
+  for (var i = 0u; i < ROWS; i++) {
+    if at.row + i < at.length && column < chunks {
+      let cell = (at.start + at.row + i) * chunks + column;
       error[cell] = sums[i] * slope(z[cell]);
     }
   }
 }
 
 @compute @workgroup_size(WORKGROUP)
-#import "titans_each"
+#import "titans_tiles"

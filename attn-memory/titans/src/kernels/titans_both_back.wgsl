@@ -1,5 +1,6 @@
 // Rows times weights and times their momentum, transposed: A W^T and A S^T.
-// An invocation owns four rows by four columns. No workgroup memory; needs five storage buffers.
+// An invocation owns ROWS rows by four columns, and a subgroup shares its loads of rows; see
+// titans_rows.wgsl. No workgroup memory; needs five storage buffers.
 
 struct Params {
 #import "titans_fields"
@@ -7,7 +8,7 @@ struct Params {
   planes: u32,
 }
 
-#import "titans_piece"
+#import "titans_rows"
 
 @group(0) @binding(0) var<storage, read> a: array<vec4<f32>>; // [planes, tokens, depth]
 @group(0) @binding(1) var<storage, read> w: array<vec4<f32>>; // [pieces or 1, planes, 4 chunks, depth]
@@ -15,36 +16,53 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> by_w: array<vec4<f32>>; // [planes, tokens, chunks]
 @group(0) @binding(4) var<storage, read_write> by_s: array<vec4<f32>>; // [planes, tokens, chunks]
 
-fn one(index: u32) {
-  let at = place(index);
+fn tile(at: Place, first_column: u32, lane: u32) {
   let depth = params.depth;
   let chunks = params.chunks;
+  let column = first_column + lane;
+  let own = min(column, chunks - 1u);
   if at.row >= at.length {
     return;
   }
   let last = at.start + at.length - 1u;
-  let first = 4u * ((at.piece * params.planes + at.plane) * chunks + at.column);
-  var sums: array<vec4<f32>, TILE>;
-  var moved: array<vec4<f32>, TILE>;
+  var rows: array<u32, HELD>;
+  #unroll
+  for (var j = 0u; j < HELD; j++) {
+    rows[j] = min(at.start + at.row + j * EXCHANGE + lane, last) * depth;
+  }
+  let first = 4u * ((at.piece * params.planes + at.plane) * chunks + own) * depth;
+  var sums: array<vec4<f32>, ROWS>;
+  var moved: array<vec4<f32>, ROWS>;
   for (var k = 0u; k < depth; k++) {
-    var weights: array<vec4<f32>, 4>;
-    var moving: array<vec4<f32>, 4>;
+    let cell = first + k;
+    let weights = transpose(mat4x4<f32>(
+      w[cell], w[cell + depth], w[cell + 2u * depth], w[cell + 3u * depth]));
+    let moving = transpose(mat4x4<f32>(
+      s[cell], s[cell + depth], s[cell + 2u * depth], s[cell + 3u * depth]));
+    var held: array<vec4<f32>, HELD>;
     #unroll
-    for (var j = 0u; j < 4u; j++) {
-      weights[j] = w[(first + j) * depth + k];
-      moving[j] = s[(first + j) * depth + k];
+    for (var j = 0u; j < HELD; j++) {
+      held[j] = a[rows[j] + k];
     }
     #unroll
-    for (var i = 0u; i < TILE; i++) {
-      let own = a[min(at.start + at.row + i, last) * depth + k];
-      sums[i] += vec4<f32>(dot(own, weights[0]), dot(own, weights[1]), dot(own, weights[2]), dot(own, weights[3]));
-      moved[i] += vec4<f32>(dot(own, moving[0]), dot(own, moving[1]), dot(own, moving[2]), dot(own, moving[3]));
+    for (var q = 0u; q < 4; q++) {
+      #unroll
+      for (var i = 0u; i < ROWS; i++) {
+#ifdef SUBGROUP
+        let value = vec4<f32>(subgroupBroadcast(held[i / EXCHANGE][q], i % EXCHANGE));
+#else
+        let value = vec4<f32>(held[i][q]);
+#endif
+        sums[i] = fma(value, weights[q], sums[i]);
+        moved[i] = fma(value, moving[q], moved[i]);
+      }
     }
   }
   #unroll
-  for (var i = 0u; i < TILE; i++) {
-    if at.row + i < at.length {
-      let cell = (at.start + at.row + i) * chunks + at.column;
+  for (var i = 0u; i < ROWS; i++) {
+    if at.row + i < at.length && column < chunks {
+      let token = at.start + at.row + i;
+      let cell = token * chunks + column;
       by_w[cell] = sums[i];
       by_s[cell] = moved[i];
     }
@@ -52,4 +70,4 @@ fn one(index: u32) {
 }
 
 @compute @workgroup_size(WORKGROUP)
-#import "titans_each"
+#import "titans_tiles"

@@ -1,6 +1,7 @@
 // What the cotangent d of a layer's results gives the pairs of a piece: T = (D E^T) * C, and the
 // cotangent of C, (R X^T) * (D E^T). Both are still to be multiplied by the steps of their columns.
-// An invocation owns four rows by four columns. No workgroup memory; needs seven storage buffers.
+// An invocation owns ROWS rows by four columns, and a subgroup shares its loads of rows; see
+// titans_rows.wgsl. No workgroup memory; needs seven storage buffers.
 
 struct Params {
 #import "titans_fields"
@@ -10,7 +11,7 @@ struct Params {
   add: u32,
 }
 
-#import "titans_piece"
+#import "titans_rows"
 
 @group(0) @binding(0) var<storage, read> r: array<vec4<f32>>; // [planes, tokens, depth]
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>; // [planes, tokens, depth]
@@ -20,47 +21,57 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> pairs: array<vec4<f32>>; // [planes, tokens, chunks]
 @group(0) @binding(6) var<storage, read_write> d_shares: array<vec4<f32>>; // [planes, tokens, chunks]
 
-fn one(index: u32) {
-  let at = place(index);
+fn tile(at: Place, first_column: u32, lane: u32) {
   let chunks = params.chunks;
+  let column = first_column + lane;
+  let own = min(column, chunks - 1u);
   // Tiles above the diagonal are read by nobody.
-  if at.row >= at.length || TILE * at.column > at.row + TILE - 1u {
+  if at.row >= at.length || 4u * first_column >= at.row + ROWS {
     return;
   }
   let last = at.start + at.length - 1u;
-  var reads: array<vec4<f32>, TILE>;
-  for (var k = 0u; k < params.depth; k++) {
-    var others: array<vec4<f32>, 4>;
-    #unroll
-    for (var j = 0u; j < 4u; j++) {
-      others[j] = x[min(at.start + TILE * at.column + j, last) * params.depth + k];
-    }
-    #unroll
-    for (var i = 0u; i < TILE; i++) {
-      let own = r[min(at.start + at.row + i, last) * params.depth + k];
-      reads[i] += vec4<f32>(dot(own, others[0]), dot(own, others[1]), dot(own, others[2]), dot(own, others[3]));
-    }
-  }
-  var sums: array<vec4<f32>, TILE>;
-  for (var k = 0u; k < params.width; k++) {
-    var others: array<vec4<f32>, 4>;
-    #unroll
-    for (var j = 0u; j < 4u; j++) {
-      others[j] = error[min(at.start + TILE * at.column + j, last) * params.width + k];
-    }
-    #unroll
-    for (var i = 0u; i < TILE; i++) {
-      let own = d[min(at.start + at.row + i, last) * params.width + k];
-      sums[i] += vec4<f32>(dot(own, others[0]), dot(own, others[1]), dot(own, others[2]), dot(own, others[3]));
-    }
-  }
-  let columns = vec4<u32>(TILE * at.column) + vec4<u32>(0u, 1u, 2u, 3u);
+  var rows: array<u32, HELD>;
   #unroll
-  for (var i = 0u; i < TILE; i++) {
-    let row = at.row + i;
-    if row < at.length {
-      let cell = (at.start + row) * chunks + at.column;
-      let seen = columns <= vec4<u32>(row);
+  for (var j = 0u; j < HELD; j++) {
+    rows[j] = min(at.start + at.row + j * EXCHANGE + lane, last);
+  }
+  var others: array<u32, 4>;
+  #unroll
+  for (var j = 0u; j < 4; j++) {
+    others[j] = min(at.start + 4u * own + j, last);
+  }
+  var sums: array<vec4<f32>, ROWS>;
+  for (var k = 0u; k < params.depth; k++) {
+    let weights = transpose(mat4x4<f32>(
+      x[others[0] * params.depth + k], x[others[1] * params.depth + k],
+      x[others[2] * params.depth + k], x[others[3] * params.depth + k]));
+    var held: array<vec4<f32>, HELD>;
+    #unroll
+    for (var j = 0u; j < HELD; j++) {
+      held[j] = r[rows[j] * params.depth + k];
+    }
+#import "titans_products"
+  }
+  let reads = sums;
+  sums = array<vec4<f32>, ROWS>();
+  for (var k = 0u; k < params.width; k++) {
+    let weights = transpose(mat4x4<f32>(
+      error[others[0] * params.width + k], error[others[1] * params.width + k],
+      error[others[2] * params.width + k], error[others[3] * params.width + k]));
+    var held: array<vec4<f32>, HELD>;
+    #unroll
+    for (var j = 0u; j < HELD; j++) {
+      held[j] = d[rows[j] * params.width + k];
+    }
+#import "titans_products"
+  }
+  let columns = vec4<u32>(4u * column) + vec4<u32>(0u, 1u, 2u, 3u);
+  #unroll
+  for (var i = 0u; i < ROWS; i++) {
+    if at.row + i < at.length && column < chunks {
+      let token = at.start + at.row + i;
+      let cell = token * chunks + column;
+      let seen = columns <= vec4<u32>(at.row + i);
       pairs[cell] = select(vec4<f32>(0.0), sums[i] * shares[cell], seen);
       let before = select(vec4<f32>(0.0), d_shares[cell], seen & vec4<bool>(params.add == 1u));
       d_shares[cell] = select(vec4<f32>(0.0), fma(reads[i], sums[i], before), seen);
@@ -69,4 +80,4 @@ fn one(index: u32) {
 }
 
 @compute @workgroup_size(WORKGROUP)
-#import "titans_each"
+#import "titans_tiles"

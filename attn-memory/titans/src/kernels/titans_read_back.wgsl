@@ -1,13 +1,14 @@
 // The cotangent of what a layer reads with, from those of its results:
 //   diag(beta) D W^T + diag(kappa) D S^T - T diag(steps) X,
 // and but for the first layer, times the activation's slope at its hidden rows.
-// An invocation owns four rows by four columns. No workgroup memory; needs seven storage buffers.
+// An invocation owns ROWS rows by four columns, and a subgroup shares its loads of rows; see
+// titans_rows.wgsl. No workgroup memory; needs seven storage buffers.
 
 struct Params {
 #import "titans_fields"
 }
 
-#import "titans_piece"
+#import "titans_rows"
 #ifdef LAST
 #else
 #import "activation"
@@ -26,47 +27,64 @@ struct Params {
 @group(0) @binding(6) var<storage, read> z: array<vec4<f32>>; // [planes, tokens, chunks]
 #endif
 
-fn one(index: u32) {
-  let at = place(index);
+fn tile(at: Place, first_column: u32, lane: u32) {
   let chunks = params.chunks;
+  let column = first_column + lane;
+  let own = min(column, chunks - 1u);
   if at.row >= at.length {
     return;
   }
   let last = at.start + at.length - 1u;
   let pair_chunks = (params.chunk + 3u) / 4u;
-  var sums: array<vec4<f32>, TILE>;
-  for (var first = 0u; first <= at.row; first += 4u) {
-    var steps: array<vec4<f32>, 4>;
+  var rows: array<u32, HELD>;
+  #unroll
+  for (var j = 0u; j < HELD; j++) {
+    rows[j] = min(at.start + at.row + j * EXCHANGE + lane, last) * pair_chunks;
+  }
+  var sums: array<vec4<f32>, ROWS>;
+  let seen = min(at.row + ROWS, at.length);
+  for (var first = 0u; first < seen; first += 4u) {
+    var held: array<vec4<f32>, HELD>;
     #unroll
-    for (var j = 0u; j < 4u; j++) {
-      let token = min(at.start + first + j, last);
-      steps[j] = x[token * chunks + at.column] * ends[token].w;
+    for (var j = 0u; j < HELD; j++) {
+      held[j] = pairs[rows[j] + first / 4u];
     }
     #unroll
-    for (var i = 0u; i < TILE; i++) {
-      let values = pairs[min(at.start + at.row + i, last) * pair_chunks + first / 4u];
+    for (var q = 0u; q < 4; q++) {
+      let token = min(at.start + first + q, last);
+      let step = x[token * chunks + own] * ends[token].w;
       #unroll
-      for (var j = 0u; j < 4u; j++) {
-        let term = fma(vec4<f32>(values[j]), steps[j], sums[i]);
-        sums[i] = select(sums[i], term, first + j <= at.row + i);
+      for (var i = 0u; i < ROWS; i++) {
+#ifdef SUBGROUP
+        let value = subgroupBroadcast(held[i / EXCHANGE][q], i % EXCHANGE);
+#else
+        let value = held[i][q];
+#endif
+        // Not a factor of 0: later tokens may be no numbers.
+        sums[i] = select(sums[i], fma(vec4<f32>(value), step, sums[i]), first + q <= at.row + i);
       }
     }
   }
   #unroll
-  for (var i = 0u; i < TILE; i++) {
-    if at.row + i < at.length {
+  for (var i = 0u; i < ROWS; i++) {
+    if at.row + i < at.length && column < chunks {
       let token = at.start + at.row + i;
-      let cell = token * chunks + at.column;
+      let cell = token * chunks + column;
       let end = ends[token];
-      let d = fma(vec4<f32>(end.x), by_w[cell], fma(vec4<f32>(end.y), by_s[cell], -sums[i]));
-#ifdef LAST
-      out[cell] = d;
-#else
-      out[cell] = d * slope(z[cell]);
-#endif
+      out[cell] = fma(vec4<f32>(end.x), by_w[cell], fma(vec4<f32>(end.y), by_s[cell], -sums[i]));
     }
   }
+#ifdef LAST
+#else
+  // In a loop of its own, read back: one copy of the function, and no registers beside the sums.
+  for (var i = 0u; i < ROWS; i++) {
+    if at.row + i < at.length && column < chunks {
+      let cell = (at.start + at.row + i) * chunks + column;
+      out[cell] *= slope(z[cell]);
+    }
+  }
+#endif
 }
 
 @compute @workgroup_size(WORKGROUP)
-#import "titans_each"
+#import "titans_tiles"

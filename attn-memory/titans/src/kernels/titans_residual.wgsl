@@ -1,6 +1,7 @@
 // The cotangent of the last layer's errors, with what came through those of the layer before, and its
 // negative, that of the values: diag(steps) D + A W.
-// An invocation owns four rows by four columns. No workgroup memory; needs six storage buffers.
+// An invocation owns ROWS rows by four columns, and a subgroup shares its loads of rows; see
+// titans_rows.wgsl. No workgroup memory; needs six storage buffers.
 
 struct Params {
 #import "titans_fields"
@@ -8,7 +9,7 @@ struct Params {
   planes: u32,
 }
 
-#import "titans_piece"
+#import "titans_rows"
 
 @group(0) @binding(0) var<storage, read> a: array<vec4<f32>>; // [planes, tokens, depth]
 @group(0) @binding(1) var<storage, read> w: array<vec4<f32>>; // [pieces or 1, planes, 4 depth, chunks]
@@ -18,36 +19,40 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> out: array<vec4<f32>>; // [planes, tokens, chunks]
 @group(0) @binding(5) var<storage, read_write> dv: array<vec4<f32>>; // [planes, tokens, chunks]
 
-fn one(index: u32) {
-  let at = place(index);
+fn tile(at: Place, first_column: u32, lane: u32) {
   let depth = params.depth;
   let chunks = params.chunks;
+  let column = first_column + lane;
+  let own = min(column, chunks - 1u);
   if at.row >= at.length {
     return;
   }
   let last = at.start + at.length - 1u;
+  var rows: array<u32, HELD>;
+  #unroll
+  for (var j = 0u; j < HELD; j++) {
+    rows[j] = min(at.start + at.row + j * EXCHANGE + lane, last) * depth;
+  }
   let plane = at.piece * params.planes + at.plane;
-  var sums: array<vec4<f32>, TILE>;
+  var sums: array<vec4<f32>, ROWS>;
   for (var k = 0u; k < depth; k++) {
     var weights: array<vec4<f32>, 4>;
     #unroll
     for (var j = 0u; j < 4u; j++) {
-      weights[j] = w[(4u * (plane * depth + k) + j) * chunks + at.column];
+      weights[j] = w[(4u * (plane * depth + k) + j) * chunks + own];
     }
+    var held: array<vec4<f32>, HELD>;
     #unroll
-    for (var i = 0u; i < TILE; i++) {
-      let values = a[min(at.start + at.row + i, last) * depth + k];
-      #unroll
-      for (var j = 0u; j < 4u; j++) {
-        sums[i] = fma(vec4<f32>(values[j]), weights[j], sums[i]);
-      }
+    for (var j = 0u; j < HELD; j++) {
+      held[j] = a[rows[j] + k];
     }
+#import "titans_products"
   }
   #unroll
-  for (var i = 0u; i < TILE; i++) {
-    if at.row + i < at.length {
+  for (var i = 0u; i < ROWS; i++) {
+    if at.row + i < at.length && column < chunks {
       let token = at.start + at.row + i;
-      let cell = token * chunks + at.column;
+      let cell = token * chunks + column;
       let sum = fma(vec4<f32>(ends[token].w), d[cell], sums[i]);
       out[cell] = sum;
       dv[cell] = -sum;
@@ -56,4 +61,4 @@ fn one(index: u32) {
 }
 
 @compute @workgroup_size(WORKGROUP)
-#import "titans_each"
+#import "titans_tiles"

@@ -18,10 +18,13 @@ use super::{Adjoint, Written};
 use crate::Activation;
 use crate::gpu::kernels::{
     ACTIVE, BOTH_BACK, BOUND_BACK, CURVE, DOT, ERROR_BACK, GATES_COLUMNS, GATES_ROWS, OUTER,
-    PAIRS_BACK, READ, READ_BACK, RESIDUAL, ROWS_BACK, Run, STATE_DOTS, STORE_BACK, TAIL,
+    PAIRS_BACK, READ, READ_BACK, RESIDUAL, ROWS_BACK, Run, STATE_DOTS, STORE_BACK, TAIL, Tiles,
     UPDATE_BACK,
 };
 use crate::gpu::{Inputs, Layer, State, Titans, Walk, whole};
+
+/// Rows of an invocation at most: most products have two sums of each.
+const MOST_ROWS: usize = 16;
 
 /// A run of chunks with all that the way back reads.
 pub(super) struct Replay<'a> {
@@ -49,7 +52,7 @@ struct Store {
     /// Errors times the transposed cotangents of weights and of momentum, `[planes, tokens, in]`.
     by_w: Tensor,
     by_s: Tensor,
-    /// Cotangents of what the layer gets of keys, and of its errors before their steps: within the bound of
+    /// Cotangents of what the layer gets of keys, at first without its way through W*, and of its errors before their steps: within the bound of
     /// norms, and before it.
     dx: Tensor,
     bounded: Tensor,
@@ -61,7 +64,6 @@ struct Inner {
     dz: Option<Tensor>,
     dp: Option<Tensor>,
     error: Tensor,
-    dk: Tensor,
     dv: Tensor,
 }
 
@@ -101,10 +103,17 @@ impl<'a> Replay<'a> {
         if let (Some(hidden), [first, second]) = (&self.hidden, &walk.layers[..]) {
             let Layer { r, g, pairs, depth, chunks, .. } = first;
             let tensors = [r, &state.w[0], &state.s[0], pairs, g, &walk.ends, hidden];
-            let cost = [depth + walk.chunk, 256 * depth + 32 * walk.chunk];
+            let cost = [depth + walk.chunk, 64 * depth + 8 * walk.chunk];
             walk.rows(&READ, None, &tensors, piece, 1, [*depth, *chunks], cost)?;
             let size = [*depth, *chunks];
-            walk.rows(&ACTIVE, walk.activation(), &[hidden, &second.r], piece, 1, size, [4, 128])?;
+            self.each(
+                &ACTIVE,
+                walk.activation(),
+                &[hidden, &second.r],
+                piece..piece + 1,
+                size,
+                &[],
+            )?;
         }
         if piece + 1 < walk.pieces {
             for (i, layer) in walk.layers.iter().enumerate() {
@@ -127,7 +136,7 @@ impl<'a> Replay<'a> {
         let (eta, alpha) = (whole(inputs.eta)?, whole(inputs.alpha)?);
         let tail = self.rows(4)?;
         let tensors = [&eta, &alpha, &walk.shares, &walk.ends, &tail];
-        self.tiles(&TAIL, None, &tensors, 0..walk.pieces, [0, 1], &[], [4, 4])?;
+        self.each(&TAIL, None, &tensors, 0..walk.pieces, [0, 1], &[])?;
         let stores =
             walk.layers.iter().map(|layer| self.store(layer)).collect::<Result<Vec<_>>>()?;
         let inner = self.inner()?;
@@ -141,7 +150,8 @@ impl<'a> Replay<'a> {
             self.second_order(piece, &stores, &inner, adjoint)?;
         }
         let gates = self.gates(&stores, &tail, [&d_shares, &d_ends, &state])?;
-        Ok(Written { rows: [dq, inner.dk, inner.dv], gates })
+        let dk = stores[0].dx.clone();
+        Ok(Written { rows: [dq, dk, inner.dv], gates })
     }
 
     fn store(&self, layer: &Layer) -> Result<Store> {
@@ -165,7 +175,6 @@ impl<'a> Replay<'a> {
             dz: hidden()?,
             dp: hidden()?,
             error: self.rows(4 * last.chunks)?,
-            dk: self.rows(4 * first.depth)?,
             dv: self.rows(4 * last.chunks)?,
         })
     }
@@ -188,8 +197,8 @@ impl<'a> Replay<'a> {
             let pairs = self.rows(walk.width())?;
             let tensors = [r, x, &d, g, &walk.shares, &pairs, d_shares];
             let (size, extra) = ([*depth, walk.width() / 4], [*chunks as u32, add.into()]);
-            let cost = [depth + chunks, 128 * (depth + chunks)];
-            self.tiles(&PAIRS_BACK, None, &tensors, all(), size, &extra, cost)?;
+            let cost = [depth + chunks, 32 * (depth + chunks)];
+            self.product(&PAIRS_BACK, None, &tensors, all(), size, &extra, cost)?;
             let [by_w, by_s, out] =
                 [self.rows(4 * depth)?, self.rows(4 * depth)?, self.rows(4 * depth)?];
             let weights = [&self.w[i], &self.s[i]];
@@ -200,8 +209,8 @@ impl<'a> Replay<'a> {
             let hidden = self.hidden.as_ref().filter(|_| i > 0);
             tensors.extend(hidden);
             let activation = hidden.and(walk.activation());
-            let cost = [walk.chunk, 32 * walk.chunk];
-            self.tiles(&READ_BACK, activation, &tensors, all(), [0, *depth], &[], cost)?;
+            let cost = [walk.chunk, 8 * walk.chunk];
+            self.product(&READ_BACK, activation, &tensors, all(), [0, *depth], &[], cost)?;
             reads.push(Read { d, pairs });
             d = out;
         }
@@ -226,22 +235,21 @@ impl<'a> Replay<'a> {
         let Store { by_w, by_s, dx, bounded, free } = store;
         let (w, s) = (&adjoint.w[i], &adjoint.s[i]);
         let one = || piece..piece + 1;
-        let pair_cost = [walk.chunk, 32 * walk.chunk];
+        let pair_cost = [walk.chunk, 8 * walk.chunk];
         self.both(g, [w, s], [by_w, by_s], one(), &walk.layers[i], 0)?;
         let tensors = [r, by_w, by_s, &read.pairs, &walk.ends, tail, dx];
-        self.tiles(&STORE_BACK, None, &tensors, one(), [0, *depth], &[], pair_cost)?;
+        self.product(&STORE_BACK, None, &tensors, one(), [0, *depth], &[], pair_cost)?;
         let tensors = [x, w, s, pairs, &read.d, tail, bounded];
-        let cost = [depth + walk.chunk, 256 * depth + 32 * walk.chunk];
-        self.tiles(&ERROR_BACK, None, &tensors, one(), [*depth, *chunks], &[], cost)?;
+        let cost = [depth + walk.chunk, 64 * depth + 8 * walk.chunk];
+        self.product(&ERROR_BACK, None, &tensors, one(), [*depth, *chunks], &[], cost)?;
         self.state_dots(i, piece, [w, s], state)?;
         let tensors = [r, &read.d, &walk.ends, &walk.momentum, w, s];
-        self.weights(&UPDATE_BACK, &tensors, piece, [*depth, *chunks], 64)?;
+        self.weights(&UPDATE_BACK, &tensors, piece, [*depth, *chunks], 16)?;
         if let Some(bound) = walk.titans.config.max_grad_norm {
             let coefficient = walk.titans.config.coefficient as f32;
             let extra = [*chunks as u32, coefficient.to_bits(), (bound as f32).to_bits()];
             let tensors = [x, error, bounded, &walk.ends, free, dx];
-            let cost = [8 * (depth + chunks), 64 * (depth + chunks)];
-            self.tiles(&BOUND_BACK, None, &tensors, one(), [*depth, 1], &extra, cost)?;
+            self.each(&BOUND_BACK, None, &tensors, one(), [*depth, 1], &extra)?;
         }
         Ok(())
     }
@@ -265,30 +273,30 @@ impl<'a> Replay<'a> {
         };
         let one = || piece..piece + 1;
         let extra = [planes as u32];
-        let product = |depth: usize| [depth, 128 * depth];
-        let Inner { error: d_error, dk, dv, .. } = inner;
+        let product = |depth: usize| [depth, 32 * depth];
+        let Inner { error: d_error, dv, .. } = inner;
         let last = &walk.layers[walk.layers.len() - 1];
         let free = &stores[stores.len() - 1].free;
         let first = &walk.layers[0];
-        let dx = &stores[0].dx;
+        let dk = &stores[0].dx;
         let (Some(z), Some(dz), Some(dp)) = (&walk.z, &inner.dz, &inner.dp) else {
             let tensors = [free, &start[0], free, &walk.ends, d_error, dv];
-            self.tiles(&RESIDUAL, None, &tensors, one(), [0, last.chunks], &extra, [0, 32])?;
-            let (tensors, size) = ([d_error, &start[0], dx, dk], [last.chunks, last.depth]);
-            self.tiles(&ROWS_BACK, None, &tensors, one(), size, &extra, product(last.chunks))?;
+            self.product(&RESIDUAL, None, &tensors, one(), [0, last.chunks], &extra, [0, 8])?;
+            let (tensors, size) = ([d_error, &start[0], dk], [last.chunks, last.depth]);
+            self.product(&ROWS_BACK, None, &tensors, one(), size, &extra, product(last.chunks))?;
             return self.outer([&first.x, d_error], &target[0], piece, [last.depth, last.chunks]);
         };
         let (active, hidden) = (walk.activation(), first.chunks);
         let tensors = [&last.error, &start[1], &stores[0].free, z, &walk.ends, dp, dz];
         let size = [last.chunks, hidden];
-        self.tiles(&CURVE, active, &tensors, one(), size, &extra, product(last.chunks))?;
+        self.product(&CURVE, active, &tensors, one(), size, &extra, product(last.chunks))?;
         let tensors = [dp, &start[1], free, &walk.ends, d_error, dv];
         let turned = [hidden, last.chunks];
-        self.tiles(&RESIDUAL, None, &tensors, one(), turned, &extra, product(hidden))?;
-        let tensors = [d_error, &start[1], &stores[1].dx, dz, z];
-        self.tiles(&ROWS_BACK, active, &tensors, one(), size, &extra, product(last.chunks))?;
-        let (tensors, size) = ([dz, &start[0], dx, dk], [hidden, first.depth]);
-        self.tiles(&ROWS_BACK, None, &tensors, one(), size, &extra, product(hidden))?;
+        self.product(&RESIDUAL, None, &tensors, one(), turned, &extra, product(hidden))?;
+        let tensors = [d_error, &start[1], &stores[1].dx, z, dz];
+        self.product(&ROWS_BACK, active, &tensors, one(), size, &extra, product(last.chunks))?;
+        let (tensors, size) = ([dz, &start[0], dk], [hidden, first.depth]);
+        self.product(&ROWS_BACK, None, &tensors, one(), size, &extra, product(hidden))?;
         self.outer([dp, &last.error], &target[1], piece, turned)?;
         self.outer([&last.x, d_error], &target[1], piece, turned)?;
         self.outer([&first.x, dz], &target[0], piece, [first.depth, hidden])
@@ -329,8 +337,7 @@ impl<'a> Replay<'a> {
         };
         run.record(&walk.titans.gpu)?;
         let tensors = [d_shares, &moves, &eta, &alpha];
-        let cost = [walk.chunk + 4, 8 * walk.chunk];
-        self.tiles(&GATES_ROWS, None, &tensors, 0..walk.pieces, [0, 1], &[], cost)?;
+        self.each(&GATES_ROWS, None, &tensors, 0..walk.pieces, [0, 1], &[])?;
         Ok([theta, eta, alpha])
     }
 
@@ -349,9 +356,9 @@ impl<'a> Replay<'a> {
         layer: &Layer,
         planes: usize,
     ) -> Result<()> {
-        let (size, cost) = ([layer.chunks, layer.depth], [layer.chunks, 256 * layer.chunks]);
+        let (size, cost) = ([layer.chunks, layer.depth], [layer.chunks, 64 * layer.chunks]);
         let tensors = [a, w, s, by_w, by_s];
-        self.tiles(&BOTH_BACK, None, &tensors, pieces, size, &[planes as u32], cost)
+        self.product(&BOTH_BACK, None, &tensors, pieces, size, &[planes as u32], cost)
     }
 
     fn outer(
@@ -361,10 +368,10 @@ impl<'a> Replay<'a> {
         piece: usize,
         size: [usize; 2],
     ) -> Result<()> {
-        self.weights(&OUTER, &[a, b, w], piece, size, 32)
+        self.weights(&OUTER, &[a, b, w], piece, size, 8)
     }
 
-    /// A kernel on tiles of four rows of weights.
+    /// A product that changes weights in place.
     fn weights(
         &self,
         source: &KernelSource,
@@ -374,21 +381,24 @@ impl<'a> Replay<'a> {
         work: usize,
     ) -> Result<()> {
         let walk = &self.walk;
+        let tiles = self.tiles(4 * depth);
+        let count = tiles.count(4 * depth);
         let run = Run {
             source,
             activation: None,
             tensors,
-            count: walk.planes * depth * chunks,
-            params: &walk.params(piece, 1, depth, [depth, chunks]),
+            count: walk.planes * count,
+            params: &walk.params(piece, 1, count, [depth, chunks]),
             steps: walk.chunk,
             work: work * walk.chunk,
         };
-        run.record(&walk.titans.gpu)
+        run.tiled(&walk.titans.gpu, tiles, chunks)
     }
 
-    /// A kernel on tiles of four rows of pieces, with parameters of its own behind the common ones.
+    /// A product of rows of pieces, with parameters of its own behind the common ones; `work` is that of a row
+    /// and four columns.
     #[expect(clippy::too_many_arguments, reason = "what a kernel is run with")]
-    fn tiles(
+    fn product(
         &self,
         source: &KernelSource,
         activation: Option<Activation>,
@@ -399,9 +409,42 @@ impl<'a> Replay<'a> {
         [steps, work]: [usize; 2],
     ) -> Result<()> {
         let walk = &self.walk;
+        let tiles = self.tiles(walk.chunk);
+        let count = tiles.count(walk.chunk);
+        let mut params = walk.params(pieces.start, pieces.len(), count, size).to_vec();
+        params.extend(extra);
+        let run = Run {
+            source,
+            activation,
+            tensors,
+            count: walk.planes * pieces.len() * count,
+            params: &params,
+            steps,
+            work,
+        };
+        run.tiled(&walk.titans.gpu, tiles, size[1])
+    }
+
+    /// For so many rows, of which an invocation may hold two sums.
+    fn tiles(&self, rows: usize) -> Tiles {
+        Tiles::of(self.walk.titans.gpu.capabilities(), rows.min(MOST_ROWS))
+    }
+
+    /// A kernel without products on four rows of pieces an invocation, with parameters of its own.
+    fn each(
+        &self,
+        source: &KernelSource,
+        activation: Option<Activation>,
+        tensors: &[&Tensor],
+        pieces: Range<usize>,
+        size: [usize; 2],
+        extra: &[u32],
+    ) -> Result<()> {
+        let walk = &self.walk;
         let tiles = walk.chunk.div_ceil(4);
         let mut params = walk.params(pieces.start, pieces.len(), tiles, size).to_vec();
         params.extend(extra);
+        let steps = walk.chunk + 8 * size[0] + 8 * extra.first().map_or(0, |&width| width as usize);
         let run = Run {
             source,
             activation,
@@ -409,7 +452,7 @@ impl<'a> Replay<'a> {
             count: walk.planes * pieces.len() * tiles * size[1],
             params: &params,
             steps,
-            work,
+            work: 16 * steps,
         };
         run.record(&walk.titans.gpu)
     }
