@@ -4,6 +4,7 @@
 //! square root of all chunks. Runs are taken from the last to the first, each computed once more with the
 //! state before each of its chunks, and then walked back.
 
+mod record;
 mod run;
 
 use std::ops::Range;

@@ -39,6 +39,7 @@ kernels! {
     ROWS_BACK = "titans_rows_back",
     OUTER = "titans_outer",
     DOT = "titans_dot",
+    DOTS = "titans_dots",
     GATES_COLUMNS = "titans_gates_columns",
     GATES_ROWS = "titans_gates_rows",
 }
@@ -186,7 +187,7 @@ fn with_snippets(constants: Constants, activation: Option<Activation>) -> Consta
 #[cfg(feature = "bench")]
 pub fn kernels(capabilities: &Capabilities) -> Vec<attn_wgpu::catalogue::Entry> {
     let both = [Some(Activation::Silu), Some(Activation::Gelu)];
-    let plain: [(KernelSource, &[Option<Activation>]); 9] = [
+    let plain: [(KernelSource, &[Option<Activation>]); 10] = [
         (SHARES, &[None]),
         (BOUND, &[None]),
         (ACTIVE, &both),
@@ -194,6 +195,7 @@ pub fn kernels(capabilities: &Capabilities) -> Vec<attn_wgpu::catalogue::Entry> 
         (STATE_DOTS, &[None]),
         (BOUND_BACK, &[None]),
         (DOT, &[None]),
+        (DOTS, &[None]),
         (GATES_COLUMNS, &[None]),
         (GATES_ROWS, &[None]),
     ];

@@ -71,7 +71,9 @@ fn needs(config: &Config, planes: usize, tokens: usize, pieces: usize, keep: Kee
         Keep::Rows => (1.0, chunk),
         Keep::States => (pieces, tokens),
     };
-    let bytes = 4.0 * planes * (tokens * widest).max(states * weights);
+    // Of each row of weights, backward has four sums.
+    let sums = layers.iter().fold(0.0, |sum, [rows, _]| sum + 4.0 * rows);
+    let bytes = 4.0 * planes * (tokens * widest).max(states * weights.max(sums));
     let work = 2.0 * planes * (tokens * chunk * widest).max(2.0 * together * weights);
     (bytes, work)
 }

@@ -123,12 +123,10 @@ impl State {
             let parts: Result<Vec<Tensor>> = layers.iter().map(|layer| part.of(layer)).collect();
             copied(&parts?)
         };
-        Ok(State {
-            w: own(&self.w)?,
-            s: own(&self.s)?,
-            start: own(&self.start)?,
-            position: self.position,
-        })
+        let w = own(&self.w)?;
+        // Between two chunks nobody reads it before it is written.
+        let start = if self.position > 0 { own(&self.start)? } else { w.clone() };
+        Ok(State { w, s: own(&self.s)?, start, position: self.position })
     }
 
     /// Of the same extents, with any numbers.

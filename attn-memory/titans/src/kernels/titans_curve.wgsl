@@ -61,8 +61,9 @@ fn tile(at: Place, first_column: u32, lane: u32) {
     if at.row + i < at.length && column < chunks {
       let cell = (at.start + at.row + i) * chunks + column;
       let step = d[cell] * ends[at.start + at.row + i].w;
-      dp[cell] = step * slope(z[cell]);
-      dz[cell] = step * dz[cell] * curvature(z[cell]);
+      let value = z[cell];
+      dp[cell] = step * slope(value);
+      dz[cell] = step * dz[cell] * curvature(value);
     }
   }
 }

@@ -157,7 +157,7 @@ fn same_bits(got: &Host, want: &Host) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 6, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 4, ..ProptestConfig::default() })]
 
     #[test]
     fn bits_of_gradients(config in config(), tokens in 0..20_usize, before in 0..6_usize, seed: u64) {

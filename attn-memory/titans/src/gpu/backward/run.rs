@@ -7,34 +7,27 @@
 //!   stores        titans_both_back, titans_store_back, titans_error_back, titans_update_back
 //!   errors        titans_bound_back, titans_curve, titans_residual, titans_rows_back, titans_outer: the
 //!                 second order, through the gradients that the chunk took
-//! gates           titans_dot, titans_gates_columns, titans_gates_rows, for all chunks
+//! gates           titans_dots, titans_dot, titans_gates_columns, titans_gates_rows, for all chunks
 //! ```
 
-use std::ops::Range;
-
-use attn_wgpu::{DType, KernelSource, Result, Tensor, ops};
+use attn_wgpu::{DType, Result, Tensor, ops};
 
 use super::{Adjoint, Written};
-use crate::Activation;
 use crate::gpu::kernels::{
-    ACTIVE, BOTH_BACK, BOUND_BACK, CURVE, DOT, ERROR_BACK, GATES_COLUMNS, GATES_ROWS, OUTER,
-    PAIRS_BACK, READ, READ_BACK, RESIDUAL, ROWS_BACK, Run, STATE_DOTS, STORE_BACK, TAIL, Tiles,
-    UPDATE_BACK,
+    ACTIVE, BOUND_BACK, CURVE, DOT, DOTS, ERROR_BACK, GATES_COLUMNS, GATES_ROWS, PAIRS_BACK, READ,
+    READ_BACK, RESIDUAL, ROWS_BACK, Run, STORE_BACK, TAIL, UPDATE_BACK,
 };
 use crate::gpu::{Inputs, Layer, State, Titans, Walk, whole};
 
-/// Rows of an invocation at most: most products have two sums of each.
-const MOST_ROWS: usize = 16;
-
 /// A run of chunks with all that the way back reads.
 pub(super) struct Replay<'a> {
-    walk: Walk<'a>,
+    pub(super) walk: Walk<'a>,
     /// Where the run begins in its chunk, and W* there if that is not the chunk's start.
     position: usize,
     start: Vec<Tensor>,
     /// Weights and momentum before each piece, by layer `[pieces, planes, in, out]`.
-    w: Vec<Tensor>,
-    s: Vec<Tensor>,
+    pub(super) w: Vec<Tensor>,
+    pub(super) s: Vec<Tensor>,
     /// What queries read from the first of two layers, before the activation.
     hidden: Option<Tensor>,
 }
@@ -45,6 +38,9 @@ struct Read {
     d: Tensor,
     /// `(D E^T) * C`.
     pairs: Tensor,
+    /// `D W^T` and `D S^T`, `[planes, tokens, in]`.
+    by_w: Tensor,
+    by_s: Tensor,
 }
 
 /// A layer's stores, on the way back.
@@ -131,8 +127,8 @@ impl<'a> Replay<'a> {
         adjoint: &mut Adjoint,
     ) -> Result<Written> {
         let walk = &self.walk;
-        let (d_shares, d_ends) = (self.rows(walk.width())?, self.rows(4)?);
-        let (reads, dq) = self.reads(d_y, &d_shares, &d_ends)?;
+        let d_shares = self.rows(walk.width())?;
+        let (reads, dq) = self.reads(d_y, &d_shares)?;
         let (eta, alpha) = (whole(inputs.eta)?, whole(inputs.alpha)?);
         let tail = self.rows(4)?;
         let tensors = [&eta, &alpha, &walk.shares, &walk.ends, &tail];
@@ -149,7 +145,7 @@ impl<'a> Replay<'a> {
             }
             self.second_order(piece, &stores, &inner, adjoint)?;
         }
-        let gates = self.gates(&stores, &tail, [&d_shares, &d_ends, &state])?;
+        let gates = self.gates(&reads, &stores, [&tail, &d_shares, &state])?;
         let dk = stores[0].dx.clone();
         Ok(Written { rows: [dq, dk, inner.dv], gates })
     }
@@ -181,12 +177,7 @@ impl<'a> Replay<'a> {
 
     /// From the cotangent of what was read to that of the queries, through the layers; what pairs and the
     /// state before each piece get on the way.
-    fn reads(
-        &self,
-        d_y: Tensor,
-        d_shares: &Tensor,
-        d_ends: &Tensor,
-    ) -> Result<(Vec<Read>, Tensor)> {
+    fn reads(&self, d_y: Tensor, d_shares: &Tensor) -> Result<(Vec<Read>, Tensor)> {
         let walk = &self.walk;
         let all = || 0..walk.pieces;
         let mut reads = Vec::new();
@@ -203,15 +194,13 @@ impl<'a> Replay<'a> {
                 [self.rows(4 * depth)?, self.rows(4 * depth)?, self.rows(4 * depth)?];
             let weights = [&self.w[i], &self.s[i]];
             self.both(&d, weights, [&by_w, &by_s], all(), layer, walk.planes)?;
-            self.dot([r, &by_w], d_ends, [4, 0], add, 1.0)?;
-            self.dot([r, &by_s], d_ends, [4, 1], add, 1.0)?;
             let mut tensors = vec![&by_w, &by_s, &pairs, x, &walk.ends, &out];
             let hidden = self.hidden.as_ref().filter(|_| i > 0);
             tensors.extend(hidden);
             let activation = hidden.and(walk.activation());
             let cost = [walk.chunk, 8 * walk.chunk];
             self.product(&READ_BACK, activation, &tensors, all(), [0, *depth], &[], cost)?;
-            reads.push(Read { d, pairs });
+            reads.push(Read { d, pairs, by_w, by_s });
             d = out;
         }
         reads.reverse();
@@ -305,9 +294,9 @@ impl<'a> Replay<'a> {
     /// Cotangents of theta, eta and alpha.
     fn gates(
         &self,
+        reads: &[Read],
         stores: &[Store],
-        tail: &Tensor,
-        [d_shares, d_ends, state]: [&Tensor; 3],
+        [tail, d_shares, state]: [&Tensor; 3],
     ) -> Result<[Tensor; 3]> {
         let walk = &self.walk;
         let gate = || {
@@ -316,13 +305,16 @@ impl<'a> Replay<'a> {
         };
         let [theta, eta, alpha] = [gate()?, gate()?, gate()?];
         let coefficient = walk.titans.config.coefficient as f32;
+        let d_ends = self.rows(4)?;
         for (i, (layer, store)) in walk.layers.iter().zip(stores).enumerate() {
-            self.dot([&layer.x, &store.by_w], d_ends, [4, 2], i > 0, 1.0)?;
-            self.dot([&layer.x, &store.by_s], d_ends, [4, 3], i > 0, 1.0)?;
-            self.dot([&layer.g, &store.bounded], &theta, [1, 0], i > 0, coefficient)?;
+            let (Layer { x, r, g, depth, .. }, Read { by_w, by_s, .. }) = (layer, &reads[i]);
+            let tensors = [r, by_w, by_s, x, &store.by_w, &store.by_s, &d_ends];
+            self.dots(&DOTS, &tensors, *depth, &[u32::from(i > 0)])?;
+            let extra = [u32::from(i > 0), coefficient.to_bits()];
+            self.dots(&DOT, &[g, &store.bounded, &theta], layer.chunks, &extra)?;
         }
         let moves = self.rows(walk.width())?;
-        let tensors = [tail, &walk.shares, &walk.ends, d_ends, state, d_shares, &moves];
+        let tensors = [tail, &walk.shares, &walk.ends, &d_ends, state, d_shares, &moves];
         let rows = state.shape()[2];
         let numbers =
             [walk.tokens, walk.pieces, walk.chunk, walk.lead, walk.width(), rows, walk.planes];
@@ -339,160 +331,5 @@ impl<'a> Replay<'a> {
         let tensors = [d_shares, &moves, &eta, &alpha];
         self.each(&GATES_ROWS, None, &tensors, 0..walk.pieces, [0, 1], &[])?;
         Ok([theta, eta, alpha])
-    }
-
-    fn rows(&self, width: usize) -> Result<Tensor> {
-        let mut shape = self.walk.shares.shape().to_vec();
-        shape[3] = width;
-        Tensor::uninit(&self.walk.titans.gpu, &shape, DType::F32)
-    }
-
-    fn both(
-        &self,
-        a: &Tensor,
-        [w, s]: [&Tensor; 2],
-        [by_w, by_s]: [&Tensor; 2],
-        pieces: Range<usize>,
-        layer: &Layer,
-        planes: usize,
-    ) -> Result<()> {
-        let (size, cost) = ([layer.chunks, layer.depth], [layer.chunks, 64 * layer.chunks]);
-        let tensors = [a, w, s, by_w, by_s];
-        self.product(&BOTH_BACK, None, &tensors, pieces, size, &[planes as u32], cost)
-    }
-
-    fn outer(
-        &self,
-        [a, b]: [&Tensor; 2],
-        w: &Tensor,
-        piece: usize,
-        size: [usize; 2],
-    ) -> Result<()> {
-        self.weights(&OUTER, &[a, b, w], piece, size, 8)
-    }
-
-    /// A product that changes weights in place.
-    fn weights(
-        &self,
-        source: &KernelSource,
-        tensors: &[&Tensor],
-        piece: usize,
-        [depth, chunks]: [usize; 2],
-        work: usize,
-    ) -> Result<()> {
-        let walk = &self.walk;
-        let tiles = self.tiles(4 * depth);
-        let count = tiles.count(4 * depth);
-        let run = Run {
-            source,
-            activation: None,
-            tensors,
-            count: walk.planes * count,
-            params: &walk.params(piece, 1, count, [depth, chunks]),
-            steps: walk.chunk,
-            work: work * walk.chunk,
-        };
-        run.tiled(&walk.titans.gpu, tiles, chunks)
-    }
-
-    /// A product of rows of pieces, with parameters of its own behind the common ones; `work` is that of a row
-    /// and four columns.
-    #[expect(clippy::too_many_arguments, reason = "what a kernel is run with")]
-    fn product(
-        &self,
-        source: &KernelSource,
-        activation: Option<Activation>,
-        tensors: &[&Tensor],
-        pieces: Range<usize>,
-        size: [usize; 2],
-        extra: &[u32],
-        [steps, work]: [usize; 2],
-    ) -> Result<()> {
-        let walk = &self.walk;
-        let tiles = self.tiles(walk.chunk);
-        let count = tiles.count(walk.chunk);
-        let mut params = walk.params(pieces.start, pieces.len(), count, size).to_vec();
-        params.extend(extra);
-        let run = Run {
-            source,
-            activation,
-            tensors,
-            count: walk.planes * pieces.len() * count,
-            params: &params,
-            steps,
-            work,
-        };
-        run.tiled(&walk.titans.gpu, tiles, size[1])
-    }
-
-    /// For so many rows, of which an invocation may hold two sums.
-    fn tiles(&self, rows: usize) -> Tiles {
-        Tiles::of(self.walk.titans.gpu.capabilities(), rows.min(MOST_ROWS))
-    }
-
-    /// A kernel without products on four rows of pieces an invocation, with parameters of its own.
-    fn each(
-        &self,
-        source: &KernelSource,
-        activation: Option<Activation>,
-        tensors: &[&Tensor],
-        pieces: Range<usize>,
-        size: [usize; 2],
-        extra: &[u32],
-    ) -> Result<()> {
-        let walk = &self.walk;
-        let tiles = walk.chunk.div_ceil(4);
-        let mut params = walk.params(pieces.start, pieces.len(), tiles, size).to_vec();
-        params.extend(extra);
-        let steps = walk.chunk + 8 * size[0] + 8 * extra.first().map_or(0, |&width| width as usize);
-        let run = Run {
-            source,
-            activation,
-            tensors,
-            count: walk.planes * pieces.len() * tiles * size[1],
-            params: &params,
-            steps,
-            work: 16 * steps,
-        };
-        run.record(&walk.titans.gpu)
-    }
-
-    /// Rows times rows into one element of each token, or added to it.
-    fn dot(
-        &self,
-        [a, b]: [&Tensor; 2],
-        out: &Tensor,
-        [stride, element]: [u32; 2],
-        add: bool,
-        scale: f32,
-    ) -> Result<()> {
-        let depth = a.shape()[3] / 4;
-        let run = Run {
-            source: &DOT,
-            activation: None,
-            tensors: &[a, b, out],
-            count: self.walk.planes * self.walk.tokens,
-            params: &[depth as u32, stride, element, add.into(), scale.to_bits()],
-            steps: depth,
-            work: 8 * depth,
-        };
-        run.record(&self.walk.titans.gpu)
-    }
-
-    fn state_dots(&self, i: usize, piece: usize, by: [&Tensor; 2], out: &Tensor) -> Result<()> {
-        let walk = &self.walk;
-        let Layer { depth, chunks, .. } = &walk.layers[i];
-        let before: usize = walk.layers[..i].iter().map(|layer| 4 * layer.depth).sum();
-        let numbers = [4 * depth, *chunks, walk.planes, piece, out.shape()[2], before];
-        let run = Run {
-            source: &STATE_DOTS,
-            activation: None,
-            tensors: &[by[0], by[1], &self.w[i], &self.s[i], out],
-            count: 4 * depth * walk.planes,
-            params: &numbers.map(|number| number as u32),
-            steps: *chunks,
-            work: 24 * chunks,
-        };
-        run.record(&walk.titans.gpu)
     }
 }
