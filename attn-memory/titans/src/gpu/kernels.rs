@@ -79,7 +79,7 @@ impl Tiles {
         };
         let rows = match rows {
             ..=8 => 8,
-            ..=16 => 16,
+            9..=16 => 16,
             _ => 32,
         };
         Tiles { rows, exchange }
