@@ -28,7 +28,8 @@ fn main() -> Result<(), Error> {
     };
     println!("{}; dims {DIM}, {HIDDEN} between two layers", gpu.adapter());
     let chosen: Vec<String> = std::env::args().skip(1).collect();
-    let parts: [(&str, fn(&Gpu) -> Result<(), Error>); 4] =
+    type Part = (&'static str, fn(&Gpu) -> Result<(), Error>);
+    let parts: [Part; 4] =
         [("calls", calls), ("lengths", lengths), ("streams", streams), ("recall", recall)];
     for (name, part) in parts {
         if chosen.is_empty() || chosen.iter().any(|one| one == name) {

@@ -10,8 +10,10 @@
 //!   titans_update   weights and momentum behind it, layer by layer
 //! ```
 //!
-//! In chunks of one token, and in streams, titans_token does it all (`decode.rs`). Nothing is read back. All batch entries and heads are in one dispatch. Every invocation owns some
-//! rows of a chunk, or of the weights, and four columns; on software drivers lanes share what they load.
+//! In chunks of one token, and in streams, titans_token does it all (`decode.rs`). The derivative is in
+//! `backward.rs`, what is too large for one walk in `parts.rs`. Nothing is read back. All batch entries and
+//! heads are in one dispatch. Every invocation owns some rows of a chunk, or of the weights, and four
+//! columns; on software drivers lanes share what they load.
 
 mod backward;
 mod decode;
