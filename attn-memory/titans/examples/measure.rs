@@ -18,8 +18,8 @@ const HIDDEN: usize = 256;
 /// Tokens that a stream is timed over.
 const STEPS: usize = 100;
 
-/// A table.
-type Part = fn(&Gpu) -> Result<(), Error>;
+/// A table by its name.
+type Part = (&'static str, fn(&Gpu) -> Result<(), Error>);
 
 fn main() -> Result<(), Error> {
     let gpu = match Gpu::new() {
@@ -31,7 +31,7 @@ fn main() -> Result<(), Error> {
     };
     println!("{}; dims {DIM}, {HIDDEN} between two layers", gpu.adapter());
     let chosen: Vec<String> = std::env::args().skip(1).collect();
-    let parts: [(&str, Part); 4] =
+    let parts: [Part; 4] =
         [("calls", calls), ("lengths", lengths), ("streams", streams), ("recall", recall)];
     for (name, part) in parts {
         if chosen.is_empty() || chosen.iter().any(|one| one == name) {

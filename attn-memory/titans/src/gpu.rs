@@ -10,24 +10,30 @@
 //!   titans_update   weights and momentum behind it, layer by layer
 //! ```
 //!
-//! In chunks of one token, and in streams, titans_token does it all (`decode.rs`). Nothing is read back. All batch entries and heads are in one dispatch. Every invocation owns some
-//! rows of a chunk, or of the weights, and four columns; on software drivers lanes share what they load.
+//! In chunks of one token, and in streams, titans_token does it all (`decode.rs`). The derivative is in
+//! `backward.rs`, what is too large for one walk in `parts.rs`. Nothing is read back. All batch entries and
+//! heads are in one dispatch. Every invocation owns some rows of a chunk, or of the weights, and four
+//! columns; on software drivers lanes share what they load.
 
+mod backward;
 mod decode;
 mod kernels;
 pub mod layer;
+mod parts;
 mod read;
 mod state;
 
 use attn_core::Error;
 use attn_wgpu::{DType, Gpu, Result, Tensor, ops};
 
+pub use self::backward::{Cotangents, Grads, Saved};
 pub use self::decode::Decoder;
 #[cfg(feature = "bench")]
 pub use self::kernels::kernels;
-use self::kernels::{BACK, NETWORK, PAIRS, READ, Run, SHARES, Tiles, UPDATE};
+use self::kernels::{BACK, BOUND, NETWORK, PAIRS, READ, Run, SHARES, Tiles, UPDATE};
+use self::parts::{Keep, Plan, pieces};
 pub use self::state::State;
-use self::state::copied;
+use self::state::{check_tensor, copied};
 use crate::{Activation, Config};
 
 /// Queries, keys, values and gates on a device, in f32, f16 or bf16; everything is computed in f32.
@@ -68,13 +74,9 @@ impl Titans {
     /// The memory with these parameters.
     ///
     /// # Errors
-    /// [`attn_core::Error::Config`], see [`Config::validate`], and for a bound of norms, which is not on
-    /// devices yet.
+    /// [`attn_core::Error::Config`], see [`Config::validate`].
     pub fn new(gpu: &Gpu, config: Config) -> Result<Titans> {
         config.validate()?;
-        if let Some(norm) = config.max_grad_norm {
-            return Err(Error::config("max_grad_norm", "none on a device", norm).into());
-        }
         Ok(Titans { gpu: gpu.clone(), config })
     }
 
@@ -88,26 +90,16 @@ impl Titans {
     /// # Errors
     /// [`attn_core::Error`] for tensors and a state that do not fit together; those of the device.
     pub fn forward(&self, inputs: Inputs<'_>, state: &State) -> Result<Output> {
-        let [batch, heads, tokens] = self.check(inputs, state)?;
+        let extents = self.check(inputs, state)?;
+        let [batch, heads, tokens] = extents;
         if self.config.chunk == 1 && batch * heads * tokens > 0 && self.has_tokens()? {
             let mut decoder = self.decoder(state)?;
             let y = decoder.decode(inputs)?;
             return Ok(Output { y, state: decoder.state()? });
         }
-        let mut next = State {
-            w: copied(&state.w)?,
-            s: copied(&state.s)?,
-            start: state.start.clone(),
-            position: state.position,
-        };
-        let dtype = inputs.q.dtype();
-        let shape = [batch, heads, tokens, self.config.dim_v];
-        if batch * heads * tokens == 0 {
-            return Ok(Output { y: Tensor::zeros(&self.gpu, &shape, dtype)?, state: next });
-        }
-        let walk = Walk::new(self, inputs, state.position)?;
-        let y = walk.run(&mut next)?.narrow(3, 0, self.config.dim_v)?;
-        Ok(Output { y: ops::convert(&y, dtype)?, state: next })
+        let all = pieces(&self.config, state.position, tokens);
+        let plan = Plan::new(&self.gpu, &self.config, extents, state.position, all, Keep::Rows);
+        self.walk(inputs, state, extents, &plan, &mut Vec::new())
     }
 
     fn check(&self, inputs: Inputs<'_>, state: &State) -> Result<[usize; 3]> {
@@ -133,11 +125,7 @@ impl Titans {
             ("eta", inputs.eta, gates.clone()),
             ("alpha", inputs.alpha, gates),
         ] {
-            self.check_tensor(arg, tensor, &expected)?;
-            if !matches!(tensor.dtype(), DType::F32 | DType::F16 | DType::BF16) {
-                let (expected, got) = ("f32, f16 or bf16".into(), tensor.dtype().name().into());
-                return Err(Error::Dtype { arg, expected, got }.into());
-            }
+            self.check_float(arg, tensor, &expected)?;
         }
         Ok([batch, heads, tokens])
     }
@@ -153,7 +141,7 @@ impl Titans {
             }
             for (layer, [rows, columns]) in layers.iter().zip(config.layers()) {
                 let padded = [rows, columns].map(|extent| extent.next_multiple_of(4));
-                self.check_tensor(arg, layer, &[batch, heads, padded[0], padded[1]])?;
+                check_tensor(arg, layer, &self.gpu, &[batch, heads, padded[0], padded[1]])?;
             }
         }
         if state.position >= config.chunk {
@@ -163,13 +151,11 @@ impl Titans {
         Ok(())
     }
 
-    fn check_tensor(&self, arg: &'static str, tensor: &Tensor, expected: &[usize]) -> Result<()> {
-        if tensor.shape() != expected {
-            return Err(Error::shape(arg, format!("{expected:?}"), tensor.shape()).into());
-        }
-        if !tensor.gpu().is_same(&self.gpu) {
-            let got = "a tensor of another Gpu";
-            return Err(Error::config(arg, &self.gpu.adapter().name, got).into());
+    fn check_float(&self, arg: &'static str, tensor: &Tensor, expected: &[usize]) -> Result<()> {
+        check_tensor(arg, tensor, &self.gpu, expected)?;
+        if !matches!(tensor.dtype(), DType::F32 | DType::F16 | DType::BF16) {
+            let (expected, got) = ("f32, f16 or bf16".into(), tensor.dtype().name().into());
+            return Err(Error::Dtype { arg, expected, got }.into());
         }
         Ok(())
     }
@@ -183,8 +169,9 @@ struct Layer {
     /// What the layer gets of keys, and of queries.
     x: Tensor,
     r: Tensor,
-    /// Its errors.
+    /// Its errors, and those within the bound of norms.
     error: Tensor,
+    g: Tensor,
     /// `(R X^T) * C`.
     pairs: Tensor,
     /// vec4s of what goes in and what comes out.
@@ -233,7 +220,11 @@ impl<'a> Walk<'a> {
                 _ => (rows(4 * depth)?, rows(4 * depth)?),
             };
             let (error, pairs) = (rows(4 * chunks)?, rows(width)?);
-            layers.push(Layer { x, r, error, pairs, depth, chunks });
+            let g = match config.max_grad_norm {
+                Some(_) => rows(4 * chunks)?,
+                None => error.clone(),
+            };
+            layers.push(Layer { x, r, error, g, pairs, depth, chunks });
         }
         let z = config.hidden.map(|hidden| rows(hidden.next_multiple_of(4))).transpose()?;
         let y = rows(config.dim_v.next_multiple_of(4))?;
@@ -290,8 +281,9 @@ impl<'a> Walk<'a> {
         let config = &self.titans.config;
         let gates = [whole(inputs.theta)?, whole(inputs.eta)?, whole(inputs.alpha)?];
         let [theta, eta, alpha] = &gates;
-        let (chunk, width) = (self.chunk, self.chunk.next_multiple_of(4));
-        let sizes = [self.tokens, self.pieces, chunk, self.lead, width].map(|size| size as u32);
+        let chunk = self.chunk;
+        let sizes =
+            [self.tokens, self.pieces, chunk, self.lead, self.width()].map(|size| size as u32);
         let mut params = sizes.to_vec();
         params.push((config.coefficient as f32).to_bits());
         let run = Run {
@@ -317,6 +309,7 @@ impl<'a> Walk<'a> {
 
     /// The errors of all layers at the weights `start`.
     fn errors(&self, piece: usize, start: &[Tensor]) -> Result<()> {
+        let config = &self.titans.config;
         for (i, layer) in self.layers.iter().enumerate() {
             let Layer { x, error, depth, chunks, .. } = layer;
             let size = [*depth, *chunks];
@@ -338,12 +331,33 @@ impl<'a> Walk<'a> {
             let cost = [second.chunks, 32 * second.chunks];
             self.rows(&BACK, self.activation(), &tensors, piece, 1, size, cost)?;
         }
-        Ok(())
+        match config.max_grad_norm {
+            Some(bound) => self.layers.iter().try_for_each(|layer| self.bound(piece, layer, bound)),
+            None => Ok(()),
+        }
+    }
+
+    fn bound(&self, piece: usize, layer: &Layer, bound: f64) -> Result<()> {
+        let Layer { x, error, g, depth, chunks, .. } = layer;
+        let tiles = self.chunk.div_ceil(4);
+        let mut params = self.params(piece, 1, tiles, [*depth, 1]).to_vec();
+        let coefficient = self.titans.config.coefficient as f32;
+        params.extend([*chunks as u32, coefficient.to_bits(), (bound as f32).to_bits()]);
+        let run = Run {
+            source: &BOUND,
+            activation: None,
+            tensors: &[x, error, g],
+            count: self.planes * tiles,
+            params: &params,
+            steps: 4 * (depth + 2 * chunks),
+            work: 32 * (depth + 2 * chunks),
+        };
+        run.record(&self.titans.gpu)
     }
 
     fn read(&self, piece: usize, state: &State) -> Result<()> {
         for (i, layer) in self.layers.iter().enumerate() {
-            let Layer { r, error, pairs, depth, chunks, .. } = layer;
+            let Layer { r, g, pairs, depth, chunks, .. } = layer;
             if i > 0 {
                 self.pair(i, piece, 1)?;
             }
@@ -351,7 +365,7 @@ impl<'a> Walk<'a> {
                 Some(next) => (&next.r, self.activation()),
                 None => (&self.y, None),
             };
-            let tensors = [r, &state.w[i], &state.s[i], pairs, error, &self.ends, out];
+            let tensors = [r, &state.w[i], &state.s[i], pairs, g, &self.ends, out];
             let cost = [depth + self.chunk, 64 * depth + 8 * self.chunk];
             self.rows(&READ, activation, &tensors, piece, 1, [*depth, *chunks], cost)?;
         }
@@ -359,8 +373,8 @@ impl<'a> Walk<'a> {
     }
 
     fn update(&self, piece: usize, layer: &Layer, [w, s]: [&Tensor; 2]) -> Result<()> {
-        let Layer { x, error, depth, chunks, .. } = layer;
-        let tensors = [x, error, &self.ends, &self.shares, &self.momentum, w, s];
+        let Layer { x, g, depth, chunks, .. } = layer;
+        let tensors = [x, g, &self.ends, &self.shares, &self.momentum, w, s];
         let gpu = &self.titans.gpu;
         let tiles = Tiles::of(gpu.capabilities(), (4 * depth).min(UPDATED_ROWS));
         let count = tiles.count(4 * depth);
@@ -407,6 +421,11 @@ impl<'a> Walk<'a> {
         let [depth, chunks] = size;
         [self.tokens, piece, pieces, self.chunk, self.lead, self.pieces, tiles, depth, chunks]
             .map(|number| number as u32)
+    }
+
+    /// Elements of a row of shares.
+    fn width(&self) -> usize {
+        self.chunk.next_multiple_of(4)
     }
 
     fn activation(&self) -> Option<Activation> {

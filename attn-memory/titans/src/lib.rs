@@ -18,5 +18,5 @@ pub use attn_wgpu::{Error, Gpu, Tensor, wgpu};
 pub use config::{Activation, Config};
 #[cfg(feature = "bench")]
 pub use gpu::kernels;
-pub use gpu::{Decoder, Inputs, Output, State, Titans, layer};
+pub use gpu::{Cotangents, Decoder, Grads, Inputs, Output, Saved, State, Titans, layer};
 pub use layer_config::{Combination, LayerConfig};

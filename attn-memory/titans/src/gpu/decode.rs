@@ -4,7 +4,7 @@ use attn_core::Error;
 use attn_wgpu::{Binding, Call, Capabilities, Constants, DType, DeviceKind, Result, Tensor, ops};
 
 use super::kernels::{PACK, Run, TOKEN, with_snippets};
-use super::state::copied;
+use super::state::{check_tensor, copied};
 use super::{Inputs, State, Titans};
 use crate::{Activation, Config};
 
@@ -25,7 +25,8 @@ impl Titans {
     /// A stream that goes on from `state`, which stays as it is.
     ///
     /// # Errors
-    /// [`attn_core::Error`] for a state of another configuration, [`attn_wgpu::Error::Limit`] for memories
+    /// [`attn_core::Error`] for a state of another configuration, and for a bound of norms, which single tokens
+    /// do not have; [`attn_wgpu::Error::Limit`] for memories
     /// whose vectors do not fit workgroup memory (some thousand elements in all) or whose matrices take one
     /// workgroup too many steps; those of the device.
     pub fn decoder(&self, state: &State) -> Result<Decoder> {
@@ -55,6 +56,9 @@ impl Titans {
     }
 
     fn check_token(&self) -> Result<()> {
+        if let Some(norm) = self.config.max_grad_norm {
+            return Err(Error::config("max_grad_norm", "none in a stream", norm).into());
+        }
         let capabilities = self.gpu.capabilities();
         capabilities.check_steps("`titans_token`".into(), steps(&self.config, capabilities))?;
         let kernel = constants(capabilities, activation(&self.config), room(&self.config));
@@ -63,6 +67,9 @@ impl Titans {
 
     /// Whether the device computes memories of this size token by token.
     pub(super) fn has_tokens(&self) -> Result<bool> {
+        if self.config.max_grad_norm.is_some() {
+            return Ok(false);
+        }
         match self.check_token() {
             Err(attn_wgpu::Error::Limit { .. }) => Ok(false),
             other => other.map(|()| true),
@@ -107,7 +114,7 @@ impl Decoder {
     pub fn decode_into(&mut self, inputs: Inputs<'_>, out: &Tensor) -> Result<()> {
         let [batch, heads, tokens] = self.titans.check_inputs(inputs)?;
         let expected = [batch, heads, tokens, self.titans.config.dim_v];
-        self.titans.check_tensor("out", out, &expected)?;
+        check_tensor("out", out, &self.titans.gpu, &expected)?;
         if out.dtype() != inputs.q.dtype() {
             let (expected, got) = (inputs.q.dtype().name().into(), out.dtype().name().into());
             return Err(Error::Dtype { arg: "out", expected, got }.into());

@@ -27,15 +27,36 @@ kernels! {
     UPDATE = "titans_update",
     CONV = "titans_conv",
     GATE = "titans_gate",
+    BOUND = "titans_bound",
+    ACTIVE = "titans_active",
+    TAIL = "titans_tail",
+    PAIRS_BACK = "titans_pairs_back",
+    BOTH_BACK = "titans_both_back",
+    READ_BACK = "titans_read_back",
+    STORE_BACK = "titans_store_back",
+    ERROR_BACK = "titans_error_back",
+    UPDATE_BACK = "titans_update_back",
+    STATE_DOTS = "titans_state_dots",
+    BOUND_BACK = "titans_bound_back",
+    CURVE = "titans_curve",
+    RESIDUAL = "titans_residual",
+    ROWS_BACK = "titans_rows_back",
+    OUTER = "titans_outer",
+    DOT = "titans_dot",
+    DOTS = "titans_dots",
+    GATES_COLUMNS = "titans_gates_columns",
+    GATES_ROWS = "titans_gates_rows",
 }
 
 /// Snippets of this crate.
-const OWN: [(&str, &str); 7] = [
+const OWN: [(&str, &str); 9] = [
     ("titans_each", include_str!("../kernels/titans_each.wgsl")),
     ("titans_fields", include_str!("../kernels/titans_fields.wgsl")),
     ("titans_piece", include_str!("../kernels/titans_piece.wgsl")),
+    ("titans_later", include_str!("../kernels/titans_later.wgsl")),
     ("titans_products", include_str!("../kernels/titans_products.wgsl")),
     ("titans_rows", include_str!("../kernels/titans_rows.wgsl")),
+    ("titans_shrink", include_str!("../kernels/titans_shrink.wgsl")),
     ("titans_slope", include_str!("../kernels/titans_slope.wgsl")),
     ("titans_tiles", include_str!("../kernels/titans_tiles.wgsl")),
 ];
@@ -171,22 +192,45 @@ pub(super) fn with_snippets(constants: Constants, activation: Option<Activation>
 #[cfg(feature = "bench")]
 pub fn kernels(capabilities: &Capabilities) -> Vec<attn_wgpu::catalogue::Entry> {
     let both = [Some(Activation::Silu), Some(Activation::Gelu)];
-    let variants: [(KernelSource, &[Option<Activation>]); 5] = [
-        (PAIRS, &[None]),
-        (NETWORK, &[None, both[0], both[1]]),
-        (BACK, &both),
-        (READ, &[None, both[0], both[1]]),
-        (UPDATE, &[None]),
+    let plain: [(KernelSource, &[Option<Activation>]); 13] = [
+        (CONV, &both[..1]),
+        (GATE, &[None]),
+        (SHARES, &[None]),
+        (PACK, &[None]),
+        (BOUND, &[None]),
+        (ACTIVE, &both),
+        (TAIL, &[None]),
+        (STATE_DOTS, &[None]),
+        (BOUND_BACK, &[None]),
+        (DOT, &[None]),
+        (DOTS, &[None]),
+        (GATES_COLUMNS, &[None]),
+        (GATES_ROWS, &[None]),
+    ];
+    let products: [(KernelSource, &[Option<Activation>], usize); 15] = [
+        (PAIRS, &[None], 32),
+        (NETWORK, &[None, both[0], both[1]], 32),
+        (BACK, &both, 32),
+        (READ, &[None, both[0], both[1]], 32),
+        (UPDATE, &[None], 16),
+        (PAIRS_BACK, &[None], 16),
+        (BOTH_BACK, &[None], 16),
+        (READ_BACK, &[None, both[0], both[1]], 16),
+        (STORE_BACK, &[None], 16),
+        (ERROR_BACK, &[None], 16),
+        (UPDATE_BACK, &[None], 16),
+        (CURVE, &both, 16),
+        (RESIDUAL, &[None], 16),
+        (ROWS_BACK, &[None, both[0], both[1]], 16),
+        (OUTER, &[None], 16),
     ];
     let entry = |source: KernelSource, constants, name: String| {
         attn_wgpu::catalogue::Entry::new(source, constants, name)
     };
-    let mut all = vec![
-        entry(SHARES, constants(capabilities, None), "last".into()),
-        entry(PACK, constants(capabilities, None), "last".into()),
-        entry(CONV, constants(capabilities, both[0]), "Silu".into()),
-        entry(GATE, constants(capabilities, None), "last".into()),
-    ];
+    let name = |activation: Option<Activation>| {
+        activation.map_or("last".into(), |activation| format!("{activation:?}"))
+    };
+    let mut all = Vec::new();
     for activation in [None, both[0], both[1]] {
         let name = activation.map_or("one layer".into(), |activation| format!("{activation:?}"));
         all.push(entry(
@@ -195,13 +239,18 @@ pub fn kernels(capabilities: &Capabilities) -> Vec<attn_wgpu::catalogue::Entry> 
             name,
         ));
     }
-    let mut sizes: Vec<Tiles> = [8, 16, 32].map(|rows| Tiles::of(capabilities, rows)).into();
-    sizes.dedup();
-    for (source, activations) in variants {
+    for (source, activations) in plain {
+        all.extend(activations.iter().map(|&activation| {
+            entry(source, constants(capabilities, activation), name(activation))
+        }));
+    }
+    for (source, activations, most) in products {
+        let mut sizes: Vec<Tiles> =
+            [8, 16, 32].map(|rows: usize| Tiles::of(capabilities, rows.min(most))).into();
+        sizes.dedup();
         for tiles in &sizes {
             all.extend(activations.iter().map(|&activation| {
-                let name = activation.map_or("last".into(), |activation| format!("{activation:?}"));
-                let name = format!("{name}, {} rows", tiles.rows);
+                let name = format!("{}, {} rows", name(activation), tiles.rows);
                 entry(source, tiled(capabilities, *tiles, activation), name)
             }));
         }

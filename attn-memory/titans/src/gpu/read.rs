@@ -18,7 +18,7 @@ impl Titans {
             let expected = "[batch, heads, tokens, dim_qk]";
             return Err(Error::shape("q", expected, q.shape()).into());
         };
-        self.check_tensor("q", q, &[batch, self.config.heads, tokens, self.config.dim_qk])?;
+        self.check_float("q", q, &[batch, self.config.heads, tokens, self.config.dim_qk])?;
         self.check_state(state, batch)?;
         ops::convert(&self.read_from(q, &state.w)?, q.dtype())
     }

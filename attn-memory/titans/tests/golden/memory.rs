@@ -2,11 +2,11 @@
 
 use attn_core::Result;
 use attn_core::testing::golden::GoldenFile;
-use attn_titans::Config;
 use attn_titans::reference::{
     Cotangents, Grads, Inputs, Output, State, backward, backward_chunked, forward, forward_chunked,
 };
-use ndarray::{Array3, Array4, Ix3, Ix4};
+use attn_titans::{Config, Tensor, Titans};
+use ndarray::{Array, Array3, Array4, Axis, Dimension, Ix3, Ix4};
 
 use super::{GRAD, OUT, close, close_in_f32, config, read};
 
@@ -61,7 +61,7 @@ pub fn check(file: &GoldenFile) -> Result<()> {
         let grads: Grads = backward(inputs, &state, &config, cotangents)?;
         derivatives(file, shared, &grads);
     }
-    on_the_device(file, inputs, &state, &config)?;
+    on_the_device(file, shared, &state, &config)?;
     first_chunk(file, inputs, &state, &config, tokens)
 }
 
@@ -91,34 +91,50 @@ fn derivatives(file: &GoldenFile, shared: bool, grads: &Grads) {
     }
 }
 
-/// What a device reads, and the state that it leaves.
-fn on_the_device(
-    file: &GoldenFile,
-    inputs: Inputs<'_>,
-    state: &State,
-    config: &Config,
-) -> Result<()> {
+/// What a device reads, the state that it leaves, and the derivatives.
+fn on_the_device(file: &GoldenFile, shared: bool, state: &State, config: &Config) -> Result<()> {
     let Some(gpu) = attn_wgpu::testing::gpu() else { return Ok(()) };
-    let upload = |name| {
-        let data = file.f32(name).unwrap();
-        attn_titans::Tensor::from_array(&gpu, &data.view()).unwrap()
-    };
+    let upload = |name: &str| Tensor::from_array(&gpu, &file.f32(name).unwrap().view()).unwrap();
     let [q, k, v, theta, eta, alpha] = ["q", "k", "v", "theta", "eta", "alpha"].map(upload);
     let given =
         attn_titans::Inputs { q: &q, k: &k, v: &v, theta: &theta, eta: &eta, alpha: &alpha };
     let state = attn_titans::State::upload(&gpu, state).unwrap();
-    let titans = attn_titans::Titans::new(&gpu, config.clone()).unwrap();
-    let output = titans.forward(given, &state).unwrap();
-    let y: Array4<f64> =
-        output.y.to_array::<f32>().unwrap().mapv(f64::from).into_dimensionality().unwrap();
-    assert_eq!(y.dim(), inputs.v.dim());
-    close_in_f32(file, "y", &y, OUT);
+    let titans = Titans::new(&gpu, config.clone()).unwrap();
+    let (output, saved) = titans.forward_saved(given, &state).unwrap();
+    close_in_f32(file, "y", &download::<Ix4>(&output.y), OUT);
     let last = output.state.download(config).unwrap();
     for i in 0..config.depth() {
         close_in_f32(file, &format!("w{i}_final"), &last.w()[i], OUT);
         close_in_f32(file, &format!("s{i}_final"), &last.s()[i], OUT);
     }
+    let final_state = |part: &str| -> Vec<Tensor> {
+        (0..config.depth()).map(|i| upload(&format!("d_{part}{i}_final"))).collect()
+    };
+    let (d_y, d_w, d_s) = (upload("d_y"), final_state("w"), final_state("s"));
+    let cotangents = attn_titans::Cotangents::new(&d_y).with_state(&d_w, &d_s);
+    let grads = titans.backward(&saved, cotangents).unwrap();
+    for (name, grad) in [("d_q", &grads.dq), ("d_k", &grads.dk), ("d_v", &grads.dv)] {
+        close_in_f32(file, name, &download::<Ix4>(grad), GRAD);
+    }
+    let gates = [("d_theta", &grads.d_theta), ("d_eta", &grads.d_eta), ("d_alpha", &grads.d_alpha)];
+    for (name, grad) in gates {
+        close_in_f32(file, name, &download::<Ix3>(grad), GRAD);
+    }
+    for i in 0..config.depth() {
+        let (d_w, d_s) = (download::<Ix4>(&grads.d_w[i]), download::<Ix4>(&grads.d_s[i]));
+        let name = format!("d_w{i}_init");
+        if shared {
+            close_in_f32(file, &name, &d_w.sum_axis(Axis(0)), GRAD);
+        } else {
+            close_in_f32(file, &name, &d_w, GRAD);
+            close_in_f32(file, &format!("d_s{i}_init"), &d_s, GRAD);
+        }
+    }
     Ok(())
+}
+
+fn download<D: Dimension>(x: &Tensor) -> Array<f64, D> {
+    x.to_array::<f32>().unwrap().mapv(f64::from).into_dimensionality().unwrap()
 }
 
 fn first_chunk(

@@ -12,24 +12,50 @@ use crate::support::{Data, bits, config, tokens};
 /// Of the specification; plain f32 in another framework had 2e-7.
 const RELATIVE_L2: f64 = 1e-5;
 
-fn upload<D: Dimension>(gpu: &Gpu, x: &Array<f64, D>) -> Tensor {
+pub fn upload<D: Dimension>(gpu: &Gpu, x: &Array<f64, D>) -> Tensor {
     Tensor::from_array(gpu, &x.mapv(|x| x as f32).view().into_dyn()).unwrap()
 }
 
-fn run(gpu: &Gpu, data: &Data, state: &State, config: &Config) -> Output {
+/// A call's tensors.
+pub struct Tensors {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    theta: Tensor,
+    eta: Tensor,
+    alpha: Tensor,
+}
+
+impl Tensors {
+    pub fn inputs(&self) -> Inputs<'_> {
+        let Tensors { q, k, v, theta, eta, alpha } = self;
+        Inputs { q, k, v, theta, eta, alpha }
+    }
+
+    pub fn map(&self, f: impl Fn(&Tensor) -> Tensor) -> Tensors {
+        Tensors {
+            q: f(&self.q),
+            k: f(&self.k),
+            v: f(&self.v),
+            theta: f(&self.theta),
+            eta: f(&self.eta),
+            alpha: f(&self.alpha),
+        }
+    }
+}
+
+pub fn inputs(gpu: &Gpu, data: &Data) -> Tensors {
     let [q, k, v] = [&data.q, &data.k, &data.v].map(|x| upload(gpu, x));
     let [theta, eta, alpha] = [&data.theta, &data.eta, &data.alpha].map(|x| upload(gpu, x));
-    let inputs = Inputs { q: &q, k: &k, v: &v, theta: &theta, eta: &eta, alpha: &alpha };
-    Titans::new(gpu, config.clone()).unwrap().forward(inputs, state).unwrap()
+    Tensors { q, k, v, theta, eta, alpha }
 }
 
-/// Without a bound of norms, which is not on devices yet.
-fn free(mut config: Config) -> Config {
-    config.max_grad_norm = None;
-    config
+fn run(gpu: &Gpu, data: &Data, state: &State, config: &Config) -> Output {
+    let titans = Titans::new(gpu, config.clone()).unwrap();
+    titans.forward(inputs(gpu, data).inputs(), state).unwrap()
 }
 
-fn download(x: &Tensor) -> Array4<f32> {
+pub fn download(x: &Tensor) -> Array4<f32> {
     x.to_array::<f32>().unwrap().into_dimensionality().unwrap()
 }
 
@@ -83,7 +109,6 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let Some(gpu) = gpu() else { return Ok(()) };
-        let config = free(config);
         let data = Data::new(2, tokens, &config, seed);
         check(&gpu, &data, &Data::new(2, before, &config, seed ^ 1), &config);
     }
@@ -98,7 +123,6 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let Some(gpu) = gpu() else { return Ok(()) };
-        let config = free(config);
         let data = Data::new(2, tokens, &config, seed);
         let at = (at * tokens as f64) as usize;
         let mut damaged = data.clone();
@@ -125,7 +149,6 @@ proptest! {
     #[test]
     fn entries_are_alone_on_a_device(config in config(), tokens in 1..20_usize, seed in any::<u64>()) {
         let Some(gpu) = gpu() else { return Ok(()) };
-        let config = free(config);
         let data = Data::new(3, tokens, &config, seed);
         let mut one = data.clone();
         for x in [&mut one.q, &mut one.k, &mut one.v] {
@@ -156,20 +179,15 @@ fn chunks_of_any_size() {
     check(&gpu, &data, &data.part(0, 4), &config);
 }
 
-/// A bound of norms is refused, and so is a state of another memory.
+/// A state of another memory is refused.
 #[test]
 fn what_a_device_refuses() {
     let Some(gpu) = gpu() else { return };
     let config = Config::deep(2, 4, 8).with_activation(Activation::Gelu).with_chunk(4);
-    let bounded = config.clone().with_max_grad_norm(1.0);
-    assert!(Titans::new(&gpu, bounded).unwrap_err().to_string().contains("`max_grad_norm`"));
     let data = Data::new(1, 3, &config, 1);
     let other = Config::linear(2, 4).with_chunk(4);
     let state = State::upload(&gpu, &Data::new(1, 0, &other, 1).state(&other)).unwrap();
-    let [q, k, v] = [&data.q, &data.k, &data.v].map(|x| upload(&gpu, x));
-    let [theta, eta, alpha] = [&data.theta, &data.eta, &data.alpha].map(|x| upload(&gpu, x));
-    let inputs = Inputs { q: &q, k: &k, v: &v, theta: &theta, eta: &eta, alpha: &alpha };
     let titans = Titans::new(&gpu, config).unwrap();
-    let error = titans.forward(inputs, &state).unwrap_err().to_string();
+    let error = titans.forward(inputs(&gpu, &data).inputs(), &state).unwrap_err().to_string();
     assert!(error.contains("`state.w` is 1, expected 2 layers"), "{error}");
 }

@@ -1,6 +1,7 @@
 //! Laws of the reference.
 
 mod device;
+mod device_back;
 mod device_decode;
 mod device_layers;
 mod files;
