@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
+use half::{bf16, f16};
 use ndarray::{Array, ArrayD, ArrayView, Dimension, IxDyn};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -60,21 +61,48 @@ impl ArrayFile {
     /// [`Error::File`] where it cannot be read, is damaged or of another kind, or holds anything but
     /// F64.
     pub fn read(path: impl AsRef<Path>, kind: &str) -> Result<Self> {
-        let path = path.as_ref();
+        Self::read_as(path.as_ref(), Some(kind))
+    }
+
+    /// Reads a file of anybody: of any kind or none, with numbers in F16, BF16, F32 or F64, as weights
+    /// come. Arrays of other element types are left out.
+    ///
+    /// # Errors
+    /// [`Error::File`] where it cannot be read or is damaged.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::read_as(path.as_ref(), None)
+    }
+
+    fn read_as(path: &Path, kind: Option<&str>) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|error| Error::file(path, error))?;
         let (_, header) =
             SafeTensors::read_metadata(&bytes).map_err(|error| Error::file(path, error))?;
         let found = header.metadata().as_ref().and_then(|metadata| metadata.get(KIND));
-        if found.is_none_or(|found| found != kind) {
-            let found = found.map_or("none", String::as_str);
+        let found = found.map_or("none", String::as_str);
+        if let Some(kind) = kind.filter(|kind| *kind != found) {
             return Err(Error::file(path, format!("its kind is `{found}`, expected `{kind}`")));
         }
         let tensors = SafeTensors::deserialize(&bytes).map_err(|error| Error::file(path, error))?;
         let mut arrays = BTreeMap::new();
         for (name, view) in tensors.iter() {
-            arrays.insert(name.to_owned(), array(path, name, &view)?);
+            let data = match numbers(&view) {
+                Some(data) if kind.is_none() || view.dtype() == Dtype::F64 => data,
+                _ if kind.is_none() => continue,
+                _ => {
+                    let reason = format!("`{name}` holds {:?}, expected F64", view.dtype());
+                    return Err(Error::file(path, reason));
+                }
+            };
+            let array = ArrayD::from_shape_vec(IxDyn(view.shape()), data);
+            let array = array.map_err(|error| Error::file(path, format!("`{name}`: {error}")))?;
+            arrays.insert(name.to_owned(), array);
         }
-        Ok(ArrayFile { kind: kind.to_owned(), path: path.to_owned(), arrays })
+        Ok(ArrayFile { kind: found.to_owned(), path: path.to_owned(), arrays })
+    }
+
+    /// Whether there is an array of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.arrays.contains_key(name)
     }
 
     /// The array of this name and rank.
@@ -91,15 +119,20 @@ impl ArrayFile {
     }
 }
 
-fn array(path: &Path, name: &str, view: &TensorView<'_>) -> Result<ArrayD<f64>> {
-    if view.dtype() != Dtype::F64 {
-        let reason = format!("`{name}` holds {:?}, expected F64", view.dtype());
-        return Err(Error::file(path, reason));
+fn numbers(view: &TensorView<'_>) -> Option<Vec<f64>> {
+    let data = view.data();
+    match view.dtype() {
+        Dtype::F16 => Some(elements(data, |bytes| f16::from_le_bytes(bytes).to_f64())),
+        Dtype::BF16 => Some(elements(data, |bytes| bf16::from_le_bytes(bytes).to_f64())),
+        Dtype::F32 => Some(elements(data, |bytes| f64::from(f32::from_le_bytes(bytes)))),
+        Dtype::F64 => Some(elements(data, f64::from_le_bytes)),
+        _ => None,
     }
-    let (elements, _) = view.data().as_chunks::<8>();
-    let data = elements.iter().map(|&bytes| f64::from_le_bytes(bytes)).collect();
-    ArrayD::from_shape_vec(IxDyn(view.shape()), data)
-        .map_err(|error| Error::file(path, format!("`{name}`: {error}")))
+}
+
+/// Elements of `N` bytes each, wherever they lie.
+fn elements<const N: usize>(data: &[u8], number: impl Fn([u8; N]) -> f64) -> Vec<f64> {
+    data.as_chunks::<N>().0.iter().map(|&bytes| number(bytes)).collect()
 }
 
 #[cfg(test)]
@@ -129,6 +162,28 @@ mod tests {
         ] {
             assert!(error.to_string().contains(part), "{error}");
         }
+        std::fs::remove_file(&path).map_err(|error| Error::file(&path, error))
+    }
+
+    #[test]
+    fn files_of_anybody_are_opened() -> Result<()> {
+        let path = path("anybody");
+        let halves: Vec<u8> =
+            [1.5, -2.0].iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect();
+        let words: Vec<u8> = [3_u32].iter().flat_map(|x| x.to_le_bytes()).collect();
+        let singles: Vec<u8> = [0.25_f32].iter().flat_map(|x| x.to_le_bytes()).collect();
+        let views = [
+            ("h", TensorView::new(Dtype::F16, vec![1, 2], &halves)),
+            ("u", TensorView::new(Dtype::U32, vec![1], &words)),
+            ("f", TensorView::new(Dtype::F32, vec![1], &singles)),
+        ];
+        let views = views.map(|(name, view)| (name, view.unwrap()));
+        std::fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
+        assert!(ArrayFile::read(&path, "test").is_err());
+        let file = ArrayFile::open(&path)?;
+        assert_eq!(file.get::<Ix2>("h")?, arr2(&[[1.5, -2.0]]));
+        assert_eq!(file.get::<ndarray::Ix1>("f")?, ndarray::arr1(&[0.25]));
+        assert!(!file.contains("u"));
         std::fs::remove_file(&path).map_err(|error| Error::file(&path, error))
     }
 

@@ -18,6 +18,8 @@ pub fn mechanisms() -> Vec<Box<dyn Mechanism>> {
         Box::new(attn_lightning::bench::Masked),
         Box::new(attn_aaren::bench::Benchmark),
         Box::new(attn_flowformer::bench::Benchmark),
+        Box::new(attn_titans::bench::Benchmark::LINEAR),
+        Box::new(attn_titans::bench::Benchmark::DEEP),
         Box::new(Streamed(DenseStream)),
         Box::new(Streamed(attn_lightning::bench::Decode)),
         Box::new(Streamed(attn_aaren::bench::Update)),

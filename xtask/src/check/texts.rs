@@ -17,6 +17,7 @@ const CATALOGUES: &[Catalogue] = &[
     attn_flowformer::kernels,
     attn_lightning::kernels,
     attn_routing::kernels,
+    attn_titans::kernels,
 ];
 
 /// What all devices that get a text have in common.

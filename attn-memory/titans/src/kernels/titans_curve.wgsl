@@ -1,0 +1,72 @@
+// The cotangent of the first layer's errors, d = p sg'(z) with p = E W^T: of p, and what is left of z.
+// An invocation owns ROWS rows by four columns, and a subgroup shares its loads of rows; see
+// titans_rows.wgsl. No workgroup memory; needs seven storage buffers.
+
+struct Params {
+#import "titans_fields"
+  // Planes where each piece has weights of its own, else 0.
+  planes: u32,
+}
+
+#import "titans_rows"
+#import "activation"
+#import "titans_slope"
+
+@group(0) @binding(0) var<storage, read> a: array<vec4<f32>>; // [planes, tokens, depth]
+@group(0) @binding(1) var<storage, read> w: array<vec4<f32>>; // [pieces or 1, planes, 4 chunks, depth]
+@group(0) @binding(2) var<storage, read> d: array<vec4<f32>>; // [planes, tokens, chunks]
+@group(0) @binding(3) var<storage, read> z: array<vec4<f32>>; // [planes, tokens, chunks]
+// beta, kappa, omega and the step.
+@group(0) @binding(4) var<storage, read> ends: array<vec4<f32>>; // [planes, tokens]
+@group(0) @binding(5) var<storage, read_write> dp: array<vec4<f32>>; // [planes, tokens, chunks]
+@group(0) @binding(6) var<storage, read_write> dz: array<vec4<f32>>; // [planes, tokens, chunks]
+
+fn tile(at: Place, first_column: u32, lane: u32) {
+  let depth = params.depth;
+  let chunks = params.chunks;
+  let column = first_column + lane;
+  let own = min(column, chunks - 1u);
+  if at.row >= at.length {
+    return;
+  }
+  let last = at.start + at.length - 1u;
+  var rows: array<u32, HELD>;
+  #unroll
+  for (var j = 0u; j < HELD; j++) {
+    rows[j] = min(at.start + at.row + j * EXCHANGE + lane, last) * depth;
+  }
+  let first = 4u * ((at.piece * params.planes + at.plane) * chunks + own) * depth;
+  var sums: array<vec4<f32>, ROWS>;
+  for (var k = 0u; k < depth; k++) {
+    let cell = first + k;
+    let weights = transpose(mat4x4<f32>(
+      w[cell], w[cell + depth], w[cell + 2u * depth], w[cell + 3u * depth]));
+    var held: array<vec4<f32>, HELD>;
+    #unroll
+    for (var j = 0u; j < HELD; j++) {
+      held[j] = a[rows[j] + k];
+    }
+#import "titans_products"
+  }
+  #unroll
+  for (var i = 0u; i < ROWS; i++) {
+    if at.row + i < at.length && column < chunks {
+      let token = at.start + at.row + i;
+      let cell = token * chunks + column;
+      dz[cell] = sums[i];
+    }
+  }
+  // In a loop of its own, read back: one copy of the function, and no registers beside the sums.
+  for (var i = 0u; i < ROWS; i++) {
+    if at.row + i < at.length && column < chunks {
+      let cell = (at.start + at.row + i) * chunks + column;
+      let step = d[cell] * ends[at.start + at.row + i].w;
+      let value = z[cell];
+      dp[cell] = step * slope(value);
+      dz[cell] = step * dz[cell] * curvature(value);
+    }
+  }
+}
+
+@compute @workgroup_size(WORKGROUP)
+#import "titans_tiles"

@@ -1,0 +1,80 @@
+// The weights of a layer and their momentum behind a piece, in place:
+//   W <- beta W + kappa S - (diag(C_m) X)^T G,   S <- momentum S - (diag(omega) X)^T G,
+// with the shares of the piece's last token.
+// An invocation owns ROWS rows by four columns of both, and a subgroup shares its loads of X; see
+// titans_rows.wgsl. No workgroup memory; needs seven storage buffers.
+
+struct Params {
+#import "titans_fields"
+}
+
+#import "titans_rows"
+
+@group(0) @binding(0) var<storage, read> x: array<vec4<f32>>; // [planes, tokens, depth]
+@group(0) @binding(1) var<storage, read> error: array<vec4<f32>>; // [planes, tokens, chunks]
+// beta, kappa, omega and the step.
+@group(0) @binding(2) var<storage, read> ends: array<vec4<f32>>; // [planes, tokens]
+@group(0) @binding(3) var<storage, read> shares: array<vec4<f32>>; // [planes, tokens, ceil(chunk / 4)]
+@group(0) @binding(4) var<storage, read> momentum: array<f32>; // [planes, all]
+@group(0) @binding(5) var<storage, read_write> w: array<vec4<f32>>; // [planes, 4 depth, chunks]
+@group(0) @binding(6) var<storage, read_write> s: array<vec4<f32>>; // [planes, 4 depth, chunks]
+
+const ROWS4 = ROWS / 4u;
+
+fn tile(at: Place, first_column: u32, lane: u32) {
+  // Rows are those of the weights here.
+  let depth = params.depth;
+  let chunks = params.chunks;
+  let column = first_column + lane;
+  let own = min(column, chunks - 1u);
+  let last = at.start + at.length - 1u;
+  let width = (params.chunk + 3u) / 4u;
+  var weights: array<vec4<f32>, ROWS>;
+  var moving: array<vec4<f32>, ROWS>;
+  for (var t = 0u; t < at.length; t += 4u) {
+    // Chunk x of four tokens: ROWS / 4 of each.
+    var held: array<vec4<f32>, HELD>;
+    #unroll
+    for (var j = 0u; j < HELD; j++) {
+      let chunk = j * EXCHANGE + lane;
+      let token = t + chunk / ROWS4;
+      let cell = min(at.start + token, last) * depth + min(at.row / 4u + chunk % ROWS4, depth - 1u);
+      held[j] = select(vec4<f32>(0.0), x[cell], token < at.length);
+    }
+    let left = shares[last * width + t / 4u];
+    #unroll
+    for (var q = 0u; q < 4; q++) {
+      let token = min(at.start + t + q, last);
+      let end = ends[token];
+      let inside = t + q < at.length;
+      let step = error[token * chunks + own] * end.w;
+      let by_w = select(vec4<f32>(0.0), step * left[q], inside);
+      let by_s = select(vec4<f32>(0.0), step * end.z, inside);
+      #unroll
+      for (var i = 0u; i < ROWS; i++) {
+        const chunk = q * ROWS4 + i / 4u;
+#ifdef SUBGROUP
+        let value = vec4<f32>(subgroupBroadcast(held[chunk / EXCHANGE][i % 4u], chunk % EXCHANGE));
+#else
+        let value = vec4<f32>(held[chunk][i % 4u]);
+#endif
+        weights[i] = fma(value, by_w, weights[i]);
+        moving[i] = fma(value, by_s, moving[i]);
+      }
+    }
+  }
+  let end = ends[last];
+  let left = momentum[at.plane * params.all + at.piece];
+  #unroll
+  for (var i = 0u; i < ROWS; i++) {
+    if at.row + i < 4u * depth && column < chunks {
+      let cell = (at.plane * 4u * depth + at.row + i) * chunks + column;
+      let before = s[cell];
+      w[cell] = fma(vec4<f32>(end.x), w[cell], fma(vec4<f32>(end.y), before, -weights[i]));
+      s[cell] = fma(vec4<f32>(left), before, -moving[i]);
+    }
+  }
+}
+
+@compute @workgroup_size(WORKGROUP)
+#import "titans_tiles"
