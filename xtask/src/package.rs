@@ -125,15 +125,10 @@ fn command(workspace: &Workspace, committed: bool) -> Cmd {
     if !committed {
         cmd = cmd.arg("--allow-dirty");
     }
-    // What only has to compile does so faster without optimisations.
-    for member in workspace.members.iter().filter(|m| m.packaged()) {
-        let profile = format!("profile.dev.package.{}.opt-level=0", member.name);
-        cmd = cmd.arg("--config").arg(profile);
-    }
-    // A package leaves the workspace's profile behind. With the same settings and the same folder, its
-    // dependencies are those that are built already.
-    cmd.env("CARGO_PROFILE_DEV_OPT_LEVEL", "2")
-        .env("CARGO_PROFILE_DEV_DEBUG", "line-tables-only")
+    // What only has to compile does so faster without optimisations. Each crate brings dependencies with features
+    // of its own, so that the largest are compiled several times in any case.
+    cmd.env("CARGO_PROFILE_DEV_OPT_LEVEL", "0")
+        .env("CARGO_PROFILE_DEV_DEBUG", "false")
         .env("CARGO_TARGET_DIR", workspace.target.to_string_lossy())
 }
 

@@ -23,5 +23,6 @@ pub fn mechanisms() -> Vec<Box<dyn Mechanism>> {
         Box::new(Streamed(DenseStream)),
         Box::new(Streamed(attn_lightning::bench::Decode)),
         Box::new(Streamed(attn_aaren::bench::Update)),
+        Box::new(Streamed(attn_titans::bench::Decode)),
     ]
 }
