@@ -15,7 +15,8 @@ use attn_wgpu::{DType, Result, Tensor, ops};
 use self::run::Replay;
 use super::parts::{Keep, Part, Plan, pieces};
 use super::state::{check_layers, copied, padded_layers, unpadded};
-use super::{Inputs, Output, State, Titans, aligned};
+use super::walk::aligned;
+use super::{Inputs, Output, State, Titans};
 
 /// What [`Titans::backward`] needs of a forward pass: its inputs, and the state before each run of chunks.
 #[derive(Debug, Clone)]

@@ -27,7 +27,8 @@ use self::parts::{gate, linear, merge, upload};
 use self::project::Project;
 use self::state::Segment;
 pub use self::state::State;
-use super::{Titans, whole};
+use super::Titans;
+use super::walk::whole;
 use crate::{Combination, LayerConfig, reference};
 
 /// What [`Layer::forward`] computes, of the tokens' type.

@@ -5,7 +5,8 @@ use std::ops::Range;
 
 use attn_wgpu::{DType, Gpu, Result, Tensor, ops};
 
-use super::{Inputs, Output, State, Titans, Walk};
+use super::walk::Walk;
+use super::{Inputs, Output, State, Titans};
 use crate::Config;
 
 /// Batch entries and heads that are computed together.

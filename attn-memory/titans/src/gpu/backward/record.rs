@@ -6,8 +6,8 @@ use attn_wgpu::{DType, KernelSource, Result, Tensor};
 
 use super::run::Replay;
 use crate::Activation;
-use crate::gpu::Layer;
 use crate::gpu::kernels::{BOTH_BACK, OUTER, Run, STATE_DOTS, Tiles};
+use crate::gpu::walk::Layer;
 
 /// Rows of an invocation at most: most products have two sums of each.
 const MOST_ROWS: usize = 16;

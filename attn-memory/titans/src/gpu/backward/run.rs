@@ -17,7 +17,8 @@ use crate::gpu::kernels::{
     ACTIVE, BOUND_BACK, CURVE, DOT, DOTS, ERROR_BACK, GATES_COLUMNS, GATES_ROWS, PAIRS_BACK, READ,
     READ_BACK, RESIDUAL, ROWS_BACK, Run, STORE_BACK, TAIL, UPDATE_BACK,
 };
-use crate::gpu::{Inputs, Layer, State, Titans, Walk, whole};
+use crate::gpu::walk::{Layer, Walk, whole};
+use crate::gpu::{Inputs, State, Titans};
 
 /// A run of chunks with all that the way back reads.
 pub(super) struct Replay<'a> {

@@ -6,7 +6,7 @@ use attn_wgpu::{DType, Gpu, Result, Tensor, ops};
 use ndarray::{ArrayBase, Data, Dimension};
 
 use crate::gpu::kernels::{GATE, Run};
-use crate::gpu::whole;
+use crate::gpu::walk::whole;
 
 /// An array of the reference on a device, in f32.
 pub(super) fn upload<S, D>(gpu: &Gpu, x: &ArrayBase<S, D>) -> Result<Tensor>
