@@ -23,7 +23,10 @@ const TOKENS: usize = 11;
 
 /// A memory of odd extents.
 fn config(depth: usize, chunk: usize) -> Config {
-    let config = Config { hidden: (depth == 2).then_some(7), ..Config::linear(HEADS, 5) };
+    let config = match depth {
+        1 => Config::linear(HEADS, 5),
+        _ => Config::deep(HEADS, 5, 7),
+    };
     config.with_dim_v(6).with_chunk(chunk)
 }
 
@@ -189,6 +192,7 @@ fn the_memory_is_its_reference_with_all_gradients() {
 #[test]
 fn states_are_packed_by_layer() {
     let Some(device) = device() else { return };
+    let device = device.autodiff();
     let data = Data::new(config(2, 4));
     let op = ops::Titans::new(data.config.clone()).unwrap();
     let (inputs, first) = data.tensors(&device);
@@ -215,10 +219,11 @@ fn states_are_packed_by_layer() {
 #[test]
 fn what_does_not_fit_is_an_error() {
     let Some(device) = device() else { return };
+    let device = device.autodiff();
     let data = Data::new(config(2, 4));
     let op = ops::Titans::new(data.config.clone()).unwrap();
     let (inputs, state) = data.tensors(&device);
-    assert!(ops::Titans::new(Config { heads: 0, ..config(1, 1) }).is_err());
+    assert!(ops::Titans::new(Config::linear(0, 5)).is_err());
     let run = |inputs: MemoryInputs, state: Tensor<3>| op.forward(inputs, state).is_err();
     assert!(run(inputs.clone(), state.clone().narrow(2, 0, 10)));
     assert!(run(inputs.clone(), state.clone().narrow(0, 0, 1)));
