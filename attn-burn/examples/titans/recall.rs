@@ -4,7 +4,7 @@
 
 use attn_burn::attn_titans::{Combination, Config, LayerConfig};
 use attn_burn::nn::{Titans, TitansConfig};
-use burn::module::Module;
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::nn::loss::CrossEntropyLossConfig;
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::tensor::activation::silu;
@@ -50,13 +50,16 @@ impl Model {
         let config = LayerConfig::new(memory, combination).with_theta_max(theta_max);
         let extents = TitansConfig::new(WIDTH).with_kernel(2).with_persistent(persistent);
         let map = |from, to| LinearConfig::new(from, to).init(device);
-        Ok(Model {
+        let model = Model {
             words: EmbeddingConfig::new(FILLER + 1, WIDTH).init(device),
             layer: extents.init(config, device)?,
             network: (kind == Kind::Gate).then(|| [map(WIDTH, HIDDEN), map(HIDDEN, WIDTH)]),
             values: map(WIDTH, WORDS),
             fillers,
-        })
+        };
+        // Burn draws weights when they are first looked at: for kernels and definition in one order.
+        model.visit(&mut Look);
+        Ok(model)
     }
 
     /// Logits of values at the questions, `[batch * pairs, words]`, and the right ones.
@@ -100,6 +103,14 @@ impl Model {
         let named = logits.argmax(1).reshape([-1]);
         let share = named.equal(right).float().mean();
         crate::train::number(share)
+    }
+}
+
+struct Look;
+
+impl ModuleVisitor for Look {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        param.val();
     }
 }
 
