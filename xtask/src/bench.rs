@@ -348,7 +348,7 @@ mod tests {
         assert_eq!(
             error.unwrap(),
             "there is no mechanism `dens`; there are dense, dense-f16, dense-backward, plan-blocks-32, plan-tokens, \
-             flexprefill, routing, lightning, aaren, flowformer"
+             flexprefill, routing, lightning, aaren, flowformer, titans-linear, titans"
         );
     }
 }

@@ -10,10 +10,13 @@
 //!   titans_update   weights and momentum behind it, layer by layer
 //! ```
 //!
-//! Nothing is read back. All batch entries and heads are in one dispatch. Every invocation owns some
-//! rows of a chunk, or of the weights, and four columns; on software drivers lanes share what they load.
+//! In chunks of one token, and in streams, titans_token does it all (`decode.rs`). The derivative is in
+//! `backward.rs`, what is too large for one walk in `parts.rs`. Nothing is read back. All batch entries and
+//! heads are in one dispatch. Every invocation owns some rows of a chunk, or of the weights, and four
+//! columns; on software drivers lanes share what they load.
 
 mod backward;
+mod decode;
 mod kernels;
 mod parts;
 mod state;
@@ -22,6 +25,7 @@ use attn_core::Error;
 use attn_wgpu::{DType, Gpu, Result, Tensor, ops};
 
 pub use self::backward::{Cotangents, Grads, Saved};
+pub use self::decode::Decoder;
 #[cfg(feature = "bench")]
 pub use self::kernels::kernels;
 use self::kernels::{BACK, BOUND, NETWORK, PAIRS, READ, Run, SHARES, Tiles, UPDATE};
@@ -85,12 +89,25 @@ impl Titans {
     /// [`attn_core::Error`] for tensors and a state that do not fit together; those of the device.
     pub fn forward(&self, inputs: Inputs<'_>, state: &State) -> Result<Output> {
         let extents = self.check(inputs, state)?;
-        let all = pieces(&self.config, state.position, extents[2]);
+        let [batch, heads, tokens] = extents;
+        if self.config.chunk == 1 && batch * heads * tokens > 0 && self.has_tokens()? {
+            let mut decoder = self.decoder(state)?;
+            let y = decoder.decode(inputs)?;
+            return Ok(Output { y, state: decoder.state()? });
+        }
+        let all = pieces(&self.config, state.position, tokens);
         let plan = Plan::new(&self.gpu, &self.config, extents, state.position, all, Keep::Rows);
         self.walk(inputs, state, extents, &plan, &mut Vec::new())
     }
 
     fn check(&self, inputs: Inputs<'_>, state: &State) -> Result<[usize; 3]> {
+        let extents = self.check_inputs(inputs)?;
+        self.check_state(state, extents[0])?;
+        Ok(extents)
+    }
+
+    /// Batch, heads and tokens.
+    fn check_inputs(&self, inputs: Inputs<'_>) -> Result<[usize; 3]> {
         let config = &self.config;
         let &[batch, heads, tokens, _] = inputs.q.shape() else {
             let expected = "[batch, heads, tokens, dim_qk]";
@@ -108,6 +125,12 @@ impl Titans {
         ] {
             self.check_float(arg, tensor, &expected)?;
         }
+        Ok([batch, heads, tokens])
+    }
+
+    fn check_state(&self, state: &State, batch: usize) -> Result<()> {
+        let config = &self.config;
+        let heads = config.heads;
         for (arg, layers) in
             [("state.w", &state.w), ("state.s", &state.s), ("state.start", &state.start)]
         {
@@ -124,7 +147,7 @@ impl Titans {
             let expected = format!("below the chunk of {} tokens", config.chunk);
             return Err(Error::data("state.position", expected, state.position).into());
         }
-        Ok([batch, heads, tokens])
+        Ok(())
     }
 
     fn check_float(&self, arg: &'static str, tensor: &Tensor, expected: &[usize]) -> Result<()> {

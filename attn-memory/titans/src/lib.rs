@@ -6,6 +6,8 @@
 //! to build a layer on it.
 #![cfg_attr(doctest, doc = include_str!("../README.md"))]
 
+#[cfg(feature = "bench")]
+pub mod bench;
 mod config;
 mod gpu;
 mod layer_config;
@@ -16,5 +18,5 @@ pub use attn_wgpu::{Error, Gpu, Tensor, wgpu};
 pub use config::{Activation, Config};
 #[cfg(feature = "bench")]
 pub use gpu::kernels;
-pub use gpu::{Cotangents, Grads, Inputs, Output, Saved, State, Titans};
+pub use gpu::{Cotangents, Decoder, Grads, Inputs, Output, Saved, State, Titans};
 pub use layer_config::{Combination, LayerConfig};

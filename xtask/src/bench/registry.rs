@@ -17,5 +17,7 @@ pub fn mechanisms() -> Vec<Box<dyn Mechanism>> {
         Box::new(attn_lightning::bench::Benchmark),
         Box::new(attn_aaren::bench::Benchmark),
         Box::new(attn_flowformer::bench::Benchmark),
+        Box::new(attn_titans::bench::Benchmark::LINEAR),
+        Box::new(attn_titans::bench::Benchmark::DEEP),
     ]
 }

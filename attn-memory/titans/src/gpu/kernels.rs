@@ -22,6 +22,8 @@ kernels! {
     NETWORK = "titans_network",
     BACK = "titans_back",
     READ = "titans_read",
+    PACK = "titans_pack",
+    TOKEN = "titans_token",
     UPDATE = "titans_update",
     BOUND = "titans_bound",
     ACTIVE = "titans_active",
@@ -171,7 +173,8 @@ fn tiled(capabilities: &Capabilities, tiles: Tiles, activation: Option<Activatio
     with_snippets(tiles.constants(Constants::new().int("WORKGROUP", lanes)), activation)
 }
 
-fn with_snippets(constants: Constants, activation: Option<Activation>) -> Constants {
+/// With this crate's snippets and the activation, `None` being the last layer's.
+pub(super) fn with_snippets(constants: Constants, activation: Option<Activation>) -> Constants {
     let snippet =
         |constants: Constants, (name, text): (&str, &str)| constants.snippet(name, text.to_owned());
     let constants = OWN.into_iter().fold(constants, snippet);
@@ -187,8 +190,9 @@ fn with_snippets(constants: Constants, activation: Option<Activation>) -> Consta
 #[cfg(feature = "bench")]
 pub fn kernels(capabilities: &Capabilities) -> Vec<attn_wgpu::catalogue::Entry> {
     let both = [Some(Activation::Silu), Some(Activation::Gelu)];
-    let plain: [(KernelSource, &[Option<Activation>]); 10] = [
+    let plain: [(KernelSource, &[Option<Activation>]); 11] = [
         (SHARES, &[None]),
+        (PACK, &[None]),
         (BOUND, &[None]),
         (ACTIVE, &both),
         (TAIL, &[None]),
@@ -223,6 +227,14 @@ pub fn kernels(capabilities: &Capabilities) -> Vec<attn_wgpu::catalogue::Entry> 
         activation.map_or("last".into(), |activation| format!("{activation:?}"))
     };
     let mut all = Vec::new();
+    for activation in [None, both[0], both[1]] {
+        let name = activation.map_or("one layer".into(), |activation| format!("{activation:?}"));
+        all.push(entry(
+            TOKEN,
+            super::decode::constants(capabilities, activation, super::decode::LEAST_ROOM),
+            name,
+        ));
+    }
     for (source, activations) in plain {
         all.extend(activations.iter().map(|&activation| {
             entry(source, constants(capabilities, activation), name(activation))

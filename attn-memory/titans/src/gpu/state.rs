@@ -1,5 +1,7 @@
 //! What a memory keeps between calls, on a device.
 
+use std::path::Path;
+
 use attn_wgpu::{DType, Gpu, Result, Tensor, ops};
 use ndarray::Array4;
 
@@ -153,6 +155,23 @@ impl State {
         }
         self.position = own.position;
         Ok(())
+    }
+
+    /// Writes a safetensors file, the same as [`reference::State::save`] does. Waits for the device.
+    ///
+    /// # Errors
+    /// As [`State::download`]; [`attn_core::Error::File`] where it cannot be written.
+    pub fn save(&self, path: impl AsRef<Path>, config: &Config) -> Result<()> {
+        Ok(self.download(config)?.save(path)?)
+    }
+
+    /// Reads what [`State::save`] or [`reference::State::save`] wrote.
+    ///
+    /// # Errors
+    /// [`attn_core::Error`] where the file cannot be read or holds no state of this configuration; those of
+    /// allocations.
+    pub fn load(gpu: &Gpu, path: impl AsRef<Path>, config: &Config) -> Result<State> {
+        State::upload(gpu, &reference::State::load(path, config)?)
     }
 
     /// Tokens since the start of the chunk.

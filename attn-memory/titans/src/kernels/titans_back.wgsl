@@ -8,24 +8,12 @@ struct Params {
 
 #import "titans_rows"
 #import "activation"
+#import "titans_slope"
 
 @group(0) @binding(0) var<storage, read> next: array<vec4<f32>>; // [planes, tokens, depth]
 @group(0) @binding(1) var<storage, read> w: array<vec4<f32>>; // [planes, 4 chunks, depth]
 @group(0) @binding(2) var<storage, read> z: array<vec4<f32>>; // [planes, tokens, chunks]
 @group(0) @binding(3) var<storage, read_write> error: array<vec4<f32>>; // [planes, tokens, chunks]
-
-// The derivative of the activation.
-fn slope(value: vec4<f32>) -> vec4<f32> {
-#ifdef SILU
-  let s = sigmoid(value);
-  return s * (1.0 + value * (1.0 - s));
-#else
-  let tail = 0.5 * erfc_positive(abs(value) * 0.7071067811865476);
-  let share = select(tail, 1.0 - tail, value > vec4<f32>(0.0));
-  let near = clamp(value, vec4<f32>(-13.0), vec4<f32>(13.0));
-  return share + 0.3989422804014327 * near * exp2(near * near * (-0.5 * ACTIVATION_LOG2_E));
-#endif
-}
 
 fn tile(at: Place, first_column: u32, lane: u32) {
   let depth = params.depth;

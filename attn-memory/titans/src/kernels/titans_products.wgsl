@@ -1,4 +1,5 @@
-      // sums += held * weights: ROWS rows by four columns, over four steps.
+// One step of a product in a kernel on rows (titans_rows.wgsl): sums += held * weights. `held` has four elements
+// of each of ROWS rows, every lane its share of them, and `weights` a row of four columns for each element.
       #unroll
       for (var q = 0u; q < 4; q++) {
         #unroll

@@ -1,4 +1,5 @@
-// Derivatives of the activation that a flag names, for kernels that import `activation`.
+// The first and second derivative of the activation that a flag names, of four elements.
+// For kernels that import `activation`; no bindings, no workgroup memory.
 
 // Of the normal distribution.
 fn density(value: vec4<f32>) -> vec4<f32> {

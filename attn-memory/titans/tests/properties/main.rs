@@ -2,6 +2,7 @@
 
 mod device;
 mod device_back;
+mod device_decode;
 mod files;
 mod forms;
 mod gradients;
