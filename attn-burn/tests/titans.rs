@@ -480,7 +480,7 @@ impl Model {
 }
 
 fn data(device: &Device) -> [Tensor<3>; 2] {
-    [1, 2].map(|seed| tensor(&normal(2 * 5 * WIDTH, seed), [2, 5, WIDTH], device))
+    [1, 2].map(|seed| tensor(&normal(2 * 6 * WIDTH, seed), [2, 6, WIDTH], device))
 }
 
 fn train(device: &Device) -> (Model, Vec<f32>) {
@@ -488,7 +488,7 @@ fn train(device: &Device) -> (Model, Vec<f32>) {
     let mut model = Model::new(device);
     let mut adam = AdamConfig::new().init();
     let mut losses = Vec::new();
-    for _ in 0..3 {
+    for _ in 0..2 {
         let loss = (model.forward(x.clone()) - target.clone()).square().mean();
         losses.push(read(loss.clone())[0]);
         let grads = GradientsParams::from_grads(loss.backward(), &model);
@@ -502,7 +502,7 @@ fn training_repeats_itself_to_the_bit_and_records_bring_everything_back() {
     let Some(device) = device() else { return };
     let tracked = device.clone().autodiff();
     let (model, losses) = train(&tracked);
-    assert!(losses[2] < losses[0], "{losses:?}");
+    assert!(losses[1] < losses[0], "{losses:?}");
     assert_eq!(losses, train(&tracked).1);
 
     let [x, _] = data(&device);
@@ -532,11 +532,11 @@ fn later_tokens_change_nothing_earlier() {
     let literal = LayerConfig::new(memory, Combination::LiteralContext { segment: 3 });
     let literal = seeded(&device, || TitansConfig::new(WIDTH).init(literal, &device).unwrap());
     let [x, other] = data(&device);
-    let edited = Tensor::cat(vec![x.clone().narrow(1, 0, 2), other.narrow(1, 2, 3)], 1);
+    let edited = Tensor::cat(vec![x.clone().narrow(1, 0, 2), other.narrow(1, 2, 4)], 1);
     let same = |layer: &Titans| {
         let [a, b] = [&x, &edited].map(|x| {
             let out = layer.forward(x.clone()).unwrap();
-            assert_eq!(out.dims(), [2, 5, WIDTH]);
+            assert_eq!(out.dims(), [2, 6, WIDTH]);
             read(out.narrow(1, 0, 2))
         });
         a == b
