@@ -156,6 +156,11 @@ impl Titans {
     /// As [`Titans::forward`].
     pub fn forward_with_state(&self, x: Tensor<3>) -> Result<(Tensor<3>, Tensor<3>)> {
         check("x", &x, self.d_model)?;
+        let [batch, tokens, _] = x.dims();
+        let context = self.readout.is_none();
+        if batch == 0 || tokens == 0 && (context || self.persist.is_none()) {
+            return Ok((x, self.memory.first_state(batch)?));
+        }
         let literal = matches!(self.config.combination, Combination::LiteralContext { .. });
         match (&self.config.combination, &self.attention, &self.gate) {
             (
@@ -185,10 +190,13 @@ impl Titans {
     /// The memory alone, as gate and as layer: one pass over persistent tokens and the sequence.
     fn beside(&self, x: Tensor<3>) -> Result<(Tensor<3>, Tensor<3>)> {
         let [batch, tokens, _] = x.dims();
-        let rows = self.rows(x);
+        let rows = self.rows(x.clone());
         let state = self.memory.first_state(batch)?;
         let inputs = self.memory.inputs(&rows, 0);
         let Remembered { y, state } = self.memory.memory().forward_with_state(inputs, state)?;
+        if tokens == 0 {
+            return Ok((x, state));
+        }
         let m = match &self.readout {
             Some(readout) => readout.forward(rows.clone(), join(y)),
             None => join(y),

@@ -75,6 +75,11 @@ impl Titans {
         learned: &[burn::tensor::Tensor<3>],
         batch: usize,
     ) -> Result<burn::tensor::Tensor<3>> {
+        if let (0, Some(layer)) = (batch, learned.first()) {
+            // Burn expands to no extent of 0.
+            self.first_state(learned, 1)?;
+            return Ok(burn::tensor::Tensor::zeros(state_shape(&self.config, 0), &layer.device()));
+        }
         let repeat = |w: &burn::tensor::Tensor<3>| {
             let [heads, rows, columns] = w.dims();
             w.clone().unsqueeze::<4>().expand([batch, heads, rows, columns])

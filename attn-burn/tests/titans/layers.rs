@@ -121,3 +121,17 @@ fn extents_that_do_not_fit_are_errors() {
     let alone = layer(memory(), Combination::Alone).unwrap();
     assert!(alone.forward(Tensor::ones([1, 4, 15], &device)).is_err());
 }
+
+/// And a batch of none.
+#[test]
+fn no_token_is_no_output() {
+    let Some(device) = device() else { return };
+    let model = Model::new(&device);
+    for shape in [[2, 0, WIDTH], [0, 3, WIDTH]] {
+        for layer in model.each() {
+            let (out, state) = layer.forward_with_state(Tensor::zeros(shape, &device)).unwrap();
+            assert_eq!(out.dims(), shape);
+            assert_eq!(state.dims()[0], shape[0]);
+        }
+    }
+}

@@ -43,9 +43,6 @@ impl Titans {
     ) -> Result<(Tensor<3>, Tensor<3>)> {
         let [batch, tokens, _] = x.dims();
         let mut state = self.memory.first_state(batch)?;
-        if batch * tokens == 0 {
-            return Ok((x, state));
-        }
         let persistent = self.persistent(batch);
         let count = persistent.as_ref().map_or(0, |rows| rows.dims()[1]);
         let memory = self.memory.memory();
