@@ -20,6 +20,7 @@ pub use attn_core::{self, dense, plan};
 pub use attn_flowformer;
 pub use attn_lightning;
 pub use attn_routing;
+pub use attn_titans;
 pub use attn_wgpu::{self, DType, Error, Gpu, Result, wgpu};
 pub use burn;
 pub use device::{device, gpu, init, share};

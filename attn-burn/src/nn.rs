@@ -7,6 +7,7 @@ mod flowformer;
 mod lightning;
 mod plan;
 mod routing;
+mod titans;
 
 pub use self::aaren::{Aaren, AarenConfig};
 pub use self::attention::{Attention, AttentionConfig};
@@ -17,6 +18,7 @@ pub use self::lightning::{
 };
 pub use self::plan::{PlanAttention, PlanAttentionConfig};
 pub use self::routing::{Routed, RoutingAttention, RoutingAttentionConfig};
+pub use self::titans::{Titans, TitansConfig, TitansGate, TitansMemory, TitansReadout};
 
 use attn_core::Error;
 use attn_wgpu::Result;

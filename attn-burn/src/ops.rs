@@ -6,6 +6,7 @@ mod flowformer;
 mod lightning;
 mod plan;
 mod routing;
+mod titans;
 mod transfer;
 
 use std::sync::{Mutex, PoisonError};
@@ -19,6 +20,7 @@ pub use self::flowformer::Flowformer;
 pub use self::lightning::{Continued, Lightning};
 pub use self::plan::{Plan, PlanAttention};
 pub use self::routing::{Centroids, Routing, Trained};
+pub use self::titans::{MemoryInputs, Remembered, Titans};
 pub use self::transfer::upload;
 
 use crate::operation::Spec;

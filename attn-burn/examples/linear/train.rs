@@ -7,9 +7,12 @@ use burn::tensor::{Device, Tensor};
 
 pub type Failure = Box<dyn std::error::Error>;
 
-const RATE: f64 = 3e-3;
-
 pub trait Task: Module {
+    /// Of Adam.
+    const RATE: f64 = 3e-3;
+    /// Norm to which the gradient of each tensor is clipped.
+    const CLIP: Option<f32> = Some(1.0);
+
     /// Of the next batch, by kernels or by their definition in burn's tensor operations.
     fn loss(&self, random: &mut Random, by_definition: bool) -> Result<Tensor<1>, Failure>;
 }
@@ -48,15 +51,15 @@ pub fn train<M: Task>(
     device.seed(seed);
     let mut model = make()?;
     // Burn clips the gradient of each tensor on its own.
-    let clip = GradientClippingConfig::Norm(1.0);
-    let mut adam = AdamConfig::new().with_grad_clipping(Some(clip)).init();
+    let clip = M::CLIP.map(GradientClippingConfig::Norm);
+    let mut adam = AdamConfig::new().with_grad_clipping(clip).init();
     let mut random = Random::new(seed);
     let mut losses = Vec::new();
     for _ in 0..steps {
         let loss = model.loss(&mut random, by_definition)?;
         losses.push(loss.clone().detach());
         let gradients = GradientsParams::from_grads(loss.backward(), &model);
-        model = adam.step(RATE, model, gradients);
+        model = adam.step(M::RATE, model, gradients);
     }
     let losses = losses.into_iter().map(number).collect::<Result<_, _>>()?;
     Ok((model, losses))

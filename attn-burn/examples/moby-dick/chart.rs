@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 const SIZE: [f64; 2] = [640.0, 360.0];
 const MARGIN: f64 = 48.0;
 /// Colours and dashes: of curves that are one line both are to be seen.
-const STYLES: [(&str, &str); 3] = [("#0072b2", "none"), ("#d55e00", "none"), ("#009e73", "6 6")];
+const STYLES: [(&str, &str); 4] =
+    [("#0072b2", "none"), ("#d55e00", "none"), ("#009e73", "6 6"), ("#555555", "none")];
 
 /// One curve for each name, smoothed over steps; `label` says of what.
 pub fn draw(label: &str, curves: &[(&str, &[f64])]) -> String {

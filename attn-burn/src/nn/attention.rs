@@ -91,11 +91,21 @@ impl Attention {
     /// # Errors
     /// As [`Attention::forward`].
     pub fn forward_cross(&self, x: Tensor<3>, memory: Tensor<3>) -> Result<Tensor<3>> {
+        self.forward_by(&self.attention, x, memory)
+    }
+
+    /// The same by another operation, for masks that depend on lengths.
+    pub(super) fn forward_by(
+        &self,
+        attention: &ops::Attention,
+        x: Tensor<3>,
+        memory: Tensor<3>,
+    ) -> Result<Tensor<3>> {
         check("x", &x, self.d_model)?;
         check("memory", &memory, self.d_model)?;
         let q = split(self.query.forward(x), self.heads);
         let k = split(self.key.forward(memory.clone()), self.heads_kv);
         let v = split(self.value.forward(memory), self.heads_kv);
-        Ok(self.output.forward(join(self.attention.forward(q, k, v)?)))
+        Ok(self.output.forward(join(attention.forward(q, k, v)?)))
     }
 }

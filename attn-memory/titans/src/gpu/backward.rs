@@ -14,7 +14,7 @@ use attn_wgpu::{DType, Result, Tensor, ops};
 
 use self::run::Replay;
 use super::parts::{Keep, Part, Plan, pieces};
-use super::state::{check_layers, copied, padded_layers, unpadded};
+use super::state::{check_layers, check_tensor, copied, padded_layers, unpadded};
 use super::walk::aligned;
 use super::{Inputs, Output, State, Titans};
 
@@ -34,6 +34,27 @@ pub struct Saved {
 }
 
 impl Saved {
+    /// The same for a backward pass that finds the inputs, with the numbers that they had, elsewhere.
+    ///
+    /// # Errors
+    /// [`attn_core::Error::Shape`] for inputs of other extents.
+    pub fn with_inputs(&self, inputs: Inputs<'_>) -> Result<Saved> {
+        let Inputs { q, k, v, theta, eta, alpha } = inputs;
+        for (arg, old, new) in [
+            ("q", &self.q, q),
+            ("k", &self.k, k),
+            ("v", &self.v, v),
+            ("theta", &self.theta, theta),
+            ("eta", &self.eta, eta),
+            ("alpha", &self.alpha, alpha),
+        ] {
+            check_tensor(arg, new, old.gpu(), old.shape())?;
+        }
+        let [q, k, v] = [q, k, v].map(Tensor::clone);
+        let [theta, eta, alpha] = [theta, eta, alpha].map(Tensor::clone);
+        Ok(Saved { q, k, v, theta, eta, alpha, ..self.clone() })
+    }
+
     fn inputs(&self) -> Inputs<'_> {
         Inputs {
             q: &self.q,
