@@ -1,12 +1,15 @@
 //! Layers in training: losses fall, runs repeat themselves to the bit, records come back, nothing leaks.
 
+use attn_burn::attn_titans::ndarray::{Array, Dimension, Ix1, Ix2, Ix3};
+use attn_burn::attn_titans::reference::layer::{self, Attention, Gate, Readout, Weights};
 use attn_burn::attn_titans::{Combination, Config, LayerConfig};
 use attn_burn::nn::{Titans, TitansConfig};
-use burn::module::Module;
+use burn::module::{Module, Param};
+use burn::nn::Linear;
 use burn::optim::{AdamConfig, GradientsParams};
 use burn::tensor::{Device, Tensor};
 
-use crate::common::{device, normal, read, seeded, tensor};
+use crate::common::{deviation, device, normal, read, seeded, tensor};
 
 const WIDTH: usize = 16;
 
@@ -132,6 +135,74 @@ fn no_token_is_no_output() {
             let (out, state) = layer.forward_with_state(Tensor::zeros(shape, &device)).unwrap();
             assert_eq!(out.dims(), shape);
             assert_eq!(state.dims()[0], shape[0]);
+        }
+    }
+}
+
+fn array<const D: usize, I: Dimension>(x: Tensor<D>) -> Array<f64, I> {
+    let shape = x.dims().to_vec();
+    let data = read(x).into_iter().map(f64::from).collect();
+    Array::from_shape_vec(shape, data).unwrap().into_dimensionality().unwrap()
+}
+
+/// What a module has learned, in f64.
+fn weights(module: &Titans) -> Weights {
+    let map = |map: &Linear| array::<2, Ix2>(map.weight.val().transpose());
+    let vector = |vector: &Param<Tensor<1>>| array::<1, Ix1>(vector.val());
+    let matrix = |matrix: &Param<Tensor<2>>| array::<2, Ix2>(matrix.val());
+    let gate = |gate: &Linear| Gate { g: map(gate), b: vector(gate.bias.as_ref().unwrap()) };
+    let memory = &module.memory;
+    let kernels = [&memory.conv_q, &memory.conv_k, &memory.conv_v];
+    let layers = [Some(&memory.m_w0), memory.m_w1.as_ref()].into_iter().flatten();
+    Weights {
+        projections: [&memory.w_q, &memory.w_k, &memory.w_v].map(map),
+        conv: Some(kernels.map(|kernel| matrix(kernel.as_ref().unwrap()))),
+        gates: [&memory.g_theta, &memory.g_eta, &memory.g_alpha].map(gate),
+        memory: layers.map(|layer| array::<3, Ix3>(layer.val())).collect(),
+        persistent: module.persist.as_ref().map_or(Array::zeros((0, WIDTH)), matrix),
+        attention: module.attention.as_ref().map(|attention| {
+            let [q, k, v] = [&attention.query, &attention.key, &attention.value].map(map);
+            Attention { q, k, v, o: map(&attention.output) }
+        }),
+        readout: module.readout.as_ref().map(|readout| Readout {
+            gate: map(&readout.w_gate),
+            out: map(&readout.w_out),
+            gain: vector(&readout.g_out.gamma),
+        }),
+        norms: module
+            .gate
+            .as_ref()
+            .map(|gate| [&gate.gam_y, &gate.gam_m].map(|norm| vector(&norm.gamma))),
+    }
+}
+
+/// Golden files have no context with convolutions, which reach across segments, and no memory alone.
+#[test]
+fn layers_are_their_references() {
+    let Some(device) = device() else { return };
+    let device = device.autodiff();
+    let model = Model::new(&device);
+    let literal = Combination::LiteralContext { segment: 4 };
+    let literal = LayerConfig::new(Config::linear(2, 8).with_chunk(3), literal);
+    let literal =
+        seeded(&device, || TitansConfig::new(WIDTH).with_kernel(4).init(literal, &device).unwrap());
+    let [x, by] = data(&device);
+    for layer in model.each().into_iter().chain([&literal]) {
+        let weights = weights(layer);
+        let [host, host_by] = [&x, &by].map(|x| array::<3, Ix3>(x.clone()));
+        let want = layer::forward(host.view(), &weights, layer.config()).unwrap().out;
+        let d_x =
+            layer::backward(host.view(), &weights, host_by.view(), layer.config()).unwrap().dx;
+
+        let x = x.clone().require_grad();
+        let out = layer.forward(x.clone()).unwrap();
+        let grads = (out.clone() * by.clone()).sum().backward();
+        let got = [read(out), read(x.grad(&grads).unwrap())];
+        // The bounds of golden files.
+        for ((got, want), bound) in got.iter().zip([want, d_x]).zip([2e-5, 1e-4]) {
+            let want: Vec<f32> = want.iter().map(|&x| x as f32).collect();
+            let apart = deviation(got, &want);
+            assert!(apart < bound, "{:?}: {apart:e}", layer.config().combination);
         }
     }
 }
