@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use crate::support::{Data, bits, config, tokens};
 
 /// Of the specification; plain f32 in another framework had 2e-7.
-const RELATIVE_L2: f64 = 1e-5;
+pub const RELATIVE_L2: f64 = 1e-5;
 
 pub fn upload<D: Dimension>(gpu: &Gpu, x: &Array<f64, D>) -> Tensor {
     Tensor::from_array(gpu, &x.mapv(|x| x as f32).view().into_dyn()).unwrap()

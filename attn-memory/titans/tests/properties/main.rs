@@ -9,4 +9,5 @@ mod forms;
 mod gradients;
 mod laws;
 mod layers;
+mod lightning;
 mod support;
