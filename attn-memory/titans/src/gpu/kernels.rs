@@ -49,10 +49,12 @@ kernels! {
 }
 
 /// Snippets of this crate.
-const OWN: [(&str, &str); 9] = [
+const OWN: [(&str, &str); 11] = [
     ("titans_each", include_str!("../kernels/titans_each.wgsl")),
     ("titans_fields", include_str!("../kernels/titans_fields.wgsl")),
+    ("titans_own", include_str!("../kernels/titans_own.wgsl")),
     ("titans_piece", include_str!("../kernels/titans_piece.wgsl")),
+    ("titans_held", include_str!("../kernels/titans_held.wgsl")),
     ("titans_later", include_str!("../kernels/titans_later.wgsl")),
     ("titans_products", include_str!("../kernels/titans_products.wgsl")),
     ("titans_rows", include_str!("../kernels/titans_rows.wgsl")),

@@ -1,5 +1,5 @@
-// Adds the sum of products of rows of a piece, A^T B, to a layer's weights.
-// An invocation owns ROWS rows by four columns, and a subgroup shares its loads of A; see
+// Adds the sum of products of rows of a piece, X^T B, to a layer's weights.
+// An invocation owns ROWS rows by four columns, and a subgroup shares its loads of X; see
 // titans_rows.wgsl. No workgroup memory; needs three storage buffers.
 
 struct Params {
@@ -8,7 +8,7 @@ struct Params {
 
 #import "titans_rows"
 
-@group(0) @binding(0) var<storage, read> a: array<vec4<f32>>; // [planes, tokens, depth]
+@group(0) @binding(0) var<storage, read> x: array<vec4<f32>>; // [planes, tokens, depth]
 @group(0) @binding(1) var<storage, read> b: array<vec4<f32>>; // [planes, tokens, chunks]
 @group(0) @binding(2) var<storage, read_write> w: array<vec4<f32>>; // [planes, 4 depth, chunks]
 
@@ -23,15 +23,7 @@ fn tile(at: Place, first_column: u32, lane: u32) {
   let last = at.start + at.length - 1u;
   var sums: array<vec4<f32>, ROWS>;
   for (var t = 0u; t < at.length; t += 4u) {
-    // Chunk x of four tokens: ROWS / 4 of each.
-    var held: array<vec4<f32>, HELD>;
-    #unroll
-    for (var j = 0u; j < HELD; j++) {
-      let chunk = j * EXCHANGE + lane;
-      let token = t + chunk / ROWS4;
-      let cell = min(at.start + token, last) * depth + min(at.row / 4u + chunk % ROWS4, depth - 1u);
-      held[j] = select(vec4<f32>(0.0), a[cell], token < at.length);
-    }
+#import "titans_held"
     #unroll
     for (var q = 0u; q < 4; q++) {
       let step = b[min(at.start + t + q, last) * chunks + own];

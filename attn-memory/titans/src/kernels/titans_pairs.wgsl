@@ -14,19 +14,7 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> pairs: array<vec4<f32>>; // [planes, tokens, chunks]
 
 fn tile(at: Place, first_column: u32, lane: u32) {
-  let depth = params.depth;
-  let chunks = params.chunks;
-  let column = first_column + lane;
-  let own = min(column, chunks - 1u);
-  if at.row >= at.length {
-    return;
-  }
-  let last = at.start + at.length - 1u;
-  var rows: array<u32, HELD>;
-  #unroll
-  for (var j = 0u; j < HELD; j++) {
-    rows[j] = min(at.start + at.row + j * EXCHANGE + lane, last) * depth;
-  }
+#import "titans_own"
   var others: array<u32, 4>;
   #unroll
   for (var j = 0u; j < 4; j++) {

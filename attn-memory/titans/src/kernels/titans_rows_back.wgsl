@@ -26,19 +26,7 @@ struct Params {
 #endif
 
 fn tile(at: Place, first_column: u32, lane: u32) {
-  let depth = params.depth;
-  let chunks = params.chunks;
-  let column = first_column + lane;
-  let own = min(column, chunks - 1u);
-  if at.row >= at.length {
-    return;
-  }
-  let last = at.start + at.length - 1u;
-  var rows: array<u32, HELD>;
-  #unroll
-  for (var j = 0u; j < HELD; j++) {
-    rows[j] = min(at.start + at.row + j * EXCHANGE + lane, last) * depth;
-  }
+#import "titans_own"
   let first = 4u * ((at.piece * params.planes + at.plane) * chunks + own) * depth;
   var sums: array<vec4<f32>, ROWS>;
   for (var k = 0u; k < depth; k++) {

@@ -32,15 +32,7 @@ fn tile(at: Place, first_column: u32, lane: u32) {
   var weights: array<vec4<f32>, ROWS>;
   var moving: array<vec4<f32>, ROWS>;
   for (var t = 0u; t < at.length; t += 4u) {
-    // Chunk x of four tokens: ROWS / 4 of each.
-    var held: array<vec4<f32>, HELD>;
-    #unroll
-    for (var j = 0u; j < HELD; j++) {
-      let chunk = j * EXCHANGE + lane;
-      let token = t + chunk / ROWS4;
-      let cell = min(at.start + token, last) * depth + min(at.row / 4u + chunk % ROWS4, depth - 1u);
-      held[j] = select(vec4<f32>(0.0), x[cell], token < at.length);
-    }
+#import "titans_held"
     let left = shares[last * width + t / 4u];
     #unroll
     for (var q = 0u; q < 4; q++) {

@@ -1,7 +1,7 @@
 // Cotangents of a layer's weights and momentum, from those behind a piece to those before it, in place:
-//   Om <- beta Om + (diag(betas) R)^T D,   Sg <- momentum Sg + kappa Om + (diag(kappas) R)^T D,
+//   Om <- beta Om + (diag(betas) X)^T D,   Sg <- momentum Sg + kappa Om + (diag(kappas) X)^T D,
 // with the shares of the piece's last token.
-// An invocation owns ROWS rows by four columns of both, and a subgroup shares its loads of R; see
+// An invocation owns ROWS rows by four columns of both, and a subgroup shares its loads of X; see
 // titans_rows.wgsl. No workgroup memory; needs six storage buffers.
 
 struct Params {
@@ -10,7 +10,7 @@ struct Params {
 
 #import "titans_rows"
 
-@group(0) @binding(0) var<storage, read> r: array<vec4<f32>>; // [planes, tokens, depth]
+@group(0) @binding(0) var<storage, read> x: array<vec4<f32>>; // [planes, tokens, depth]
 @group(0) @binding(1) var<storage, read> d: array<vec4<f32>>; // [planes, tokens, chunks]
 // beta, kappa, omega and the step.
 @group(0) @binding(2) var<storage, read> ends: array<vec4<f32>>; // [planes, tokens]
@@ -30,15 +30,7 @@ fn tile(at: Place, first_column: u32, lane: u32) {
   var weights: array<vec4<f32>, ROWS>;
   var moving: array<vec4<f32>, ROWS>;
   for (var t = 0u; t < at.length; t += 4u) {
-    // Chunk x of four tokens: ROWS / 4 of each.
-    var held: array<vec4<f32>, HELD>;
-    #unroll
-    for (var j = 0u; j < HELD; j++) {
-      let chunk = j * EXCHANGE + lane;
-      let token = t + chunk / ROWS4;
-      let cell = min(at.start + token, last) * depth + min(at.row / 4u + chunk % ROWS4, depth - 1u);
-      held[j] = select(vec4<f32>(0.0), r[cell], token < at.length);
-    }
+#import "titans_held"
     #unroll
     for (var q = 0u; q < 4; q++) {
       let token = min(at.start + t + q, last);
