@@ -1,8 +1,11 @@
 //! Child processes that are printed before they run.
 
 use std::fmt;
+use std::io::Read;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -77,10 +80,7 @@ impl Cmd {
     /// Prints the command and runs it in `dir`, with nothing to read from standard input.
     pub fn run(&self, dir: &Path) -> Result<()> {
         println!("$ {self}");
-        let status = self
-            .process(dir)
-            .status()
-            .with_context(|| format!("`{}` could not be started", self.program))?;
+        let status = self.process(dir).status().with_context(|| self.not_started())?;
         if !status.success() {
             bail!("`{self}` failed ({status})");
         }
@@ -97,9 +97,40 @@ impl Cmd {
         self.output(self.process(dir).stderr(Stdio::inherit()))
     }
 
+    /// Like [`Cmd::read`], but ends a program that takes longer than `limit`, which is an error.
+    pub fn read_within(&self, dir: &Path, limit: Duration) -> Result<String> {
+        let start = Instant::now();
+        let mut process = self.process(dir);
+        let spawned = process.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let mut child = spawned.with_context(|| self.not_started())?;
+        // Both pipes are emptied, or the program waits for room in one that is full.
+        let outputs = (child.stdout.take().map(all), child.stderr.take().map(all));
+        let status = loop {
+            if let Some(status) = child.try_wait()? {
+                break status;
+            }
+            if start.elapsed() > limit {
+                child.kill()?;
+                child.wait()?;
+                bail!("`{self}` took more than {} s", limit.as_secs());
+            }
+            thread::sleep(Duration::from_millis(20));
+        };
+        let bytes = |output: Option<JoinHandle<Vec<u8>>>| {
+            output.and_then(|output| output.join().ok()).unwrap_or_default()
+        };
+        self.checked(Output { status, stdout: bytes(outputs.0), stderr: bytes(outputs.1) })
+    }
+
     fn output(&self, process: &mut Command) -> Result<String> {
-        let output =
-            process.output().with_context(|| format!("`{}` could not be started", self.program))?;
+        self.checked(process.output().with_context(|| self.not_started())?)
+    }
+
+    fn not_started(&self) -> String {
+        format!("`{}` could not be started", self.program)
+    }
+
+    fn checked(&self, output: Output) -> Result<String> {
         if !output.status.success() {
             let stderr = String::from_utf8_lossy(&output.stderr);
             bail!("`{self}` failed ({})\n{stderr}", output.status);
@@ -144,6 +175,16 @@ impl fmt::Display for Cmd {
     }
 }
 
+/// Reads all that a program writes, in a thread.
+fn all(mut output: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        // What came before an error is all there is.
+        let _ = output.read_to_end(&mut bytes);
+        bytes
+    })
+}
+
 fn quote(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./,=:@+".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
@@ -167,5 +208,20 @@ mod tests {
     fn failure_names_the_command() {
         let error = Cmd::new("cargo no-such-command").read(Path::new(".")).unwrap_err();
         assert!(error.to_string().contains("cargo no-such-command"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_program_that_takes_too_long_is_ended() {
+        let here = Path::new(".");
+        let start = Instant::now();
+        let limit = Duration::from_millis(100);
+        let error = Cmd::new("sleep 60").read_within(here, limit).unwrap_err();
+        assert!(error.to_string().contains("`sleep 60` took more than"), "{error}");
+        assert!(start.elapsed() < Duration::from_secs(30));
+        // More than a pipe holds.
+        let long = Cmd::new("seq 1 100000").read_within(here, Duration::from_secs(30)).unwrap();
+        assert_eq!(long.lines().count(), 100_000);
+        assert!(Cmd::new("false").read_within(here, Duration::from_secs(30)).is_err());
     }
 }

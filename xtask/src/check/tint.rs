@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -26,8 +26,11 @@ const WRONG: &str =
 /// Texts a process: the package crashes after some thousands.
 const BATCH: usize = 500;
 
-/// Times that a batch is tried: now and then the package crashes at no text in particular.
+/// Times that a batch is tried: now and then the package crashes at no text in particular, or waits for ever.
 const TRIES: usize = 3;
+
+/// A batch takes some seconds.
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// Reads the texts and prints what Tint says.
 const SCRIPT: &str = "xtask/check-tint/check.mjs";
@@ -90,11 +93,11 @@ fn check_batch(
     file.flush()?;
     drop(file);
     let script = script.clone().arg(input.to_string_lossy());
-    let mut said = script.read(&workspace.root);
+    let mut said = script.read_within(&workspace.root, LIMIT);
     for _ in 1..TRIES {
         let Err(error) = &said else { break };
         println!("Tint, once more: {error:#}");
-        said = script.read(&workspace.root);
+        said = script.read_within(&workspace.root, LIMIT);
     }
     fs::remove_file(&input)?;
     collect(&said?, texts)
@@ -147,7 +150,7 @@ fn install(folder: &Path, script: &Cmd) -> Result<()> {
         npm.read(here).context("the npm package cannot be had")?;
     }
     // Without input it only opens its device. The package holds machine code for some systems only.
-    script.read(here).context("the npm package does not work here")?;
+    script.read_within(here, LIMIT).context("the npm package does not work here")?;
     Ok(())
 }
 
