@@ -27,10 +27,10 @@ const WRONG: &str =
 const BATCH: usize = 500;
 
 /// Times that a batch is tried: now and then the package crashes at no text in particular, or waits for ever.
-const TRIES: usize = 3;
+const TRIES: usize = 5;
 
 /// A batch takes some seconds.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Reads the texts and prints what Tint says.
 const SCRIPT: &str = "xtask/check-tint/check.mjs";
