@@ -1,0 +1,1 @@
+//! BlockRank on wgpu: in-context ranking of documents with block-structured attention.

@@ -1,0 +1,1 @@
+//! DARE on wgpu: recommendation from long histories with decoupled embeddings.
