@@ -43,9 +43,10 @@ fn case([rows, depth, columns]: [usize; 3], kind: BlockType) -> KernelCase {
     let problem = format!("{rows}x{depth}x{columns}, {} weights", kind.name());
     let (values, bytes) = kind.block();
     let weights = k * n * bytes as f64 / values as f64;
-    let case = KernelCase::new(name, problem, prepare)
+    let mut case = KernelCase::new(name, problem, prepare)
         .with_cost(2.0 * m * k * n, 4.0 * m * (k + n) + weights);
-    KernelCase { weights: (rows == 1).then_some(k * n), ..case }
+    case.weights = (rows == 1).then_some(k * n);
+    case
 }
 
 /// Blocks whose values are near `data`, and the values: `Q8_0` by the largest magnitude of a block,
