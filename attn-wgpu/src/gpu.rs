@@ -554,6 +554,22 @@ impl Gpu {
         Ok(Arc::new(storage))
     }
 
+    /// Overwrites a part of a buffer, in place and of whole words, behind everything recorded so far.
+    pub(crate) fn write(&self, storage: &Storage, offset: u64, bytes: &[u8]) -> Result<()> {
+        let mut stream = lock(&self.inner.stream);
+        // Writes from the host overtake commands that are not yet submitted.
+        self.flush_stream(&mut stream)?;
+        let queue = &self.inner.queue;
+        self.guarded("upload", || {
+            queue.write_buffer(&storage.buffer, offset, bytes);
+            // Hands the copy over, so that many of them do not pile up.
+            queue.submit([]);
+        })?;
+        storage.used_in.store(stream.batch, Ordering::Relaxed);
+        stream.batch += 1;
+        Ok(())
+    }
+
     /// Records with the stream locked, after making room for a command of `work` operations.
     pub(crate) fn record<T>(
         &self,

@@ -220,6 +220,18 @@ impl Tensor {
         Tensor { gpu: gpu.clone(), storage, offset, shape: shape.to_vec(), strides, dtype }
     }
 
+    /// Writes words from the host into a contiguous tensor of them, from word `start` on. Commands that were
+    /// recorded before see the old contents.
+    pub(crate) fn write_words(&self, start: usize, words: &[u32]) -> Result<()> {
+        let fits = start.checked_add(words.len()).is_some_and(|end| end <= self.len());
+        if self.dtype != DType::U32 || !self.is_contiguous() || !fits {
+            let expected = format!("{} words from {start} on", words.len());
+            return Err(attn_core::Error::shape("tensor", expected, &self.shape).into());
+        }
+        let at = (self.offset + start) as u64 * 4;
+        self.gpu.write(&self.storage, at, bytemuck::cast_slice(words))
+    }
+
     /// The device.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
