@@ -212,7 +212,7 @@ impl Loader<'_> {
     }
 
     fn packed(&mut self, kind: BlockType, run: &Run<'_>, width: usize) -> Result<Packed> {
-        let mut whole = Packed::uninit(self.gpu, kind, run.rows(), width)?;
+        let whole = Packed::uninit(self.gpu, kind, run.rows(), width)?;
         let (values, bytes) = kind.block();
         self.pieces(
             run.parts,
@@ -235,7 +235,8 @@ impl Loader<'_> {
         row_bytes: usize,
         mut copy: impl FnMut(&Self, &str, &[usize], Range<usize>, usize) -> Result<()>,
     ) -> Result<()> {
-        let at_once = (PIECE / row_bytes.max(1)).max(1);
+        // Packed rows lie in groups of four.
+        let at_once = (PIECE / row_bytes.max(1)).next_multiple_of(4).max(4);
         let mut start = 0;
         for StackPart { weight, rows: count, .. } in parts {
             for first in (0..*count).step_by(at_once) {

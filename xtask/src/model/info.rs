@@ -51,12 +51,7 @@ pub fn main(args: &Args) -> Result<()> {
 }
 
 /// What the device will hold.
-pub fn memory(
-    source: &Source,
-    weights: Option<WeightsAs>,
-    cache: Dtype,
-    tokens: usize,
-) -> String {
+pub fn memory(source: &Source, weights: Option<WeightsAs>, cache: Dtype, tokens: usize) -> String {
     let has_blocks =
         weight_forms(source, WeightsAs::Packed.options(cache)).iter().any(|form| form.is_packed);
     let all = match weights {

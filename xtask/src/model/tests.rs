@@ -152,7 +152,8 @@ fn packed_weights_under_every_policy() {
     run(&["info", "--model", text(&model)]).unwrap();
     fs::remove_dir_all(&folder).unwrap();
 
-    let weights = |report: &Value| report["origin"]["model"]["weights"].as_str().unwrap().to_owned();
+    let weights =
+        |report: &Value| report["origin"]["model"]["weights"].as_str().unwrap().to_owned();
     assert!(weights(&packed).contains("Q4_0") && weights(&exact) == "f32", "{packed}");
     for number in 0..policies.len() {
         let nll = |report: &Value| floats(&report["policies"][number]["windows"][0]["nll"]);
