@@ -1,6 +1,7 @@
 //! Decoder-only language models from Hugging Face folders and GGUF files, run on any GPU.
 //!
 //! * [`Model`]: a model's weights on a device. [`Session`]: one sequence on its way through it.
+//! * [`Options`]: how a model lies there, quantised weights packed or not; [`weight_forms`]: what that takes.
 //! * [`Generate`]: continuing a text.
 //! * [`policy`]: another attention in a model. [`Observer`]: looking on, layer by layer. [`HeadEdits`]:
 //!   heads switched off, scaled or replaced.
