@@ -1,6 +1,7 @@
 // Packed weights: a weight is d * code + m, with d and m for each span of 32 or 16 values and codes without
 // sign. Everything is of four rows at once. A step of 32 values has CODES chunks of words: a word of each row,
-// which holds four codes in bytes or eight in nibbles. A step has SPANS spans.
+// which holds four codes in bytes or eight in nibbles. A step has SPANS spans
+// of SPAN_CHUNKS chunks of four codes.
 //
 // Codes are converted where they lie in their word, by a mask alone: the one in byte q comes out 256^q times
 // as large (but that in the upper byte of Q8_0, which as an integer would be negative), and the other factor
@@ -10,9 +11,6 @@ struct Scales {
   d: vec4<f32>,
   m: vec4<f32>,
 }
-
-// Chunks of four codes that share d and m.
-const SPAN_CHUNKS = 8u / SPANS;
 
 #ifdef Q8_0
 const CODE_MASK = 0xffu;

@@ -73,8 +73,8 @@ fn packed_few(
     }
     #unroll
     for (var s = 0u; s < SPANS; s++) {
-      var parts: array<vec4<f32>, ROWS * CHUNKS>;
-      var total: array<f32, ROWS>;
+      var parts = array<vec4<f32>, ROWS * CHUNKS>();
+      var total = array<f32, ROWS>();
       #unroll
       for (var k = 0u; k < SPAN_CHUNKS; k++) {
         const chunk = s * SPAN_CHUNKS + k;

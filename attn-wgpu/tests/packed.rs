@@ -536,8 +536,8 @@ fn what_no_binding_holds_is_split() {
         wgpu::Limits { max_storage_buffer_binding_size: 16 << 10, ..wgpu::Limits::default() };
     let (Some(whole), Some(gpu)) = (gpu(), open(Gpu::builder().limits(limits))) else { return };
     for (case, least) in [
-        // 53 KB of codes, 61 KB of `a`, 78 KB of results.
-        (Case::plain(BlockType::Q4_1, 3, 256, 333), 4),
+        // 43 KB of codes, 61 KB of `a`, 78 KB of results, and batch entries.
+        (Case::plain(BlockType::Q4_1, 3, 256, 333), 3),
         (Case::plain(BlockType::Q8_0, 120, 128, 12), 4),
         (Case::plain(BlockType::Q4_0, 6, 32, 3250), 5),
         (Case { batch: vec![5, 3], ..Case::plain(BlockType::Q4_1, 6, 128, 60) }, 3),
@@ -566,8 +566,8 @@ fn what_no_binding_holds_is_split() {
     let (got, want) = (rows(&gpu), rows(&whole));
     assert_eq!((bits(&got.0), bits(&got.1)), (bits(&want.0), bits(&want.1)));
     // Four rows that no binding holds cannot be split.
-    let wide = Packed::uninit(&gpu, BlockType::Q8_0, 4, 4096).unwrap();
-    let a = Tensor::zeros(&gpu, &[1, 4096], DType::F32).unwrap();
+    let wide = Packed::uninit(&gpu, BlockType::Q8_0, 4, 4128).unwrap();
+    let a = Tensor::zeros(&gpu, &[1, 4128], DType::F32).unwrap();
     for outcome in [matmul(&a, &wide, &Epilogue::new()), wide.dequantize()] {
         assert!(matches!(&outcome, Err(Error::Limit { available: 16_384, .. })), "{outcome:?}");
     }
@@ -675,4 +675,52 @@ fn wrong_arguments_are_told() {
     told(into(&zeros(&other, &[3, 5], DType::F32)), &["`out`", "another"]);
     let ids = Tensor::from_slice(&other, &[0u32], &[1]).unwrap();
     told(rows(&ids, DType::F32), &["`ids`", "another"]);
+}
+
+/// Times beside those of the same products with weights in f16, in one run: `cargo test --features bench
+/// --test packed -- --ignored --nocapture speed`. `ATTN_SPEED_CASES` picks cases by a part of their name.
+#[cfg(feature = "bench")]
+#[test]
+#[ignore = "a measurement"]
+fn speed_beside_f16() {
+    use attn_wgpu::bench::{best_seconds, quantized};
+    use attn_wgpu::matmul::matmul as dense_matmul;
+    let Some(gpu) = gpu() else { return };
+    let wanted = std::env::var("ATTN_SPEED_CASES").unwrap_or_default();
+    use BlockType::{Q4_1, Q8_0};
+    for (kind, depth, columns) in [
+        (Q4_1, 576, 960),
+        (Q4_1, 576, 576),
+        (Q4_1, 576, 3072),
+        (Q4_1, 1536, 576),
+        (Q8_0, 576, 3072),
+        (Q8_0, 576, 49_152),
+    ] {
+        let (blocks, values) = quantized(kind, &numbers(1, depth * columns, DType::F32));
+        let weight = Packed::from_blocks(&gpu, kind, columns, depth, &blocks).unwrap();
+        let dense = upload(&gpu, &values, &[columns, depth], DType::F16).unwrap();
+        let dense = dense.permute(&[1, 0]).unwrap();
+        for rows in [1, 4, 32, 256, 1000] {
+            let name = format!("{} {depth}x{columns} M={rows}.", kind.name());
+            if !name.contains(&wanted) || rows * columns > 1 << 20 && rows > 1 << 5 {
+                continue;
+            }
+            let a = upload(&gpu, &numbers(2, rows * depth, DType::F32), &[rows, depth], DType::F32);
+            let a = a.unwrap();
+            let plain = Epilogue::new();
+            let mut packed = || matmul(&a, &weight, &plain).map(drop);
+            let packed = best_seconds(&gpu, &mut packed).unwrap();
+            let mut half = || dense_matmul(&a, &dense).map(drop);
+            let half = best_seconds(&gpu, &mut half).unwrap();
+            let each = |seconds: f64| 1e9 * seconds / (rows * depth * columns) as f64;
+            println!(
+                "{name} packed {:.0} us ({:.4} ns a weight and row), f16 {:.0} us ({:.4}), ratio {:.2}",
+                1e6 * packed,
+                each(packed),
+                1e6 * half,
+                each(half),
+                half / packed
+            );
+        }
+    }
 }

@@ -26,6 +26,13 @@ pub(super) struct Product<'a> {
     pub(super) variant: Variant,
 }
 
+/// What is too large of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Excess {
+    Binding,
+    Work,
+}
+
 /// The part of a result that a dispatch computes.
 #[derive(Debug, Clone)]
 struct Job {
@@ -129,13 +136,10 @@ impl Product<'_> {
         for groups in self.weight.windows()? {
             let mut open = vec![Job { outer: 0..outer, inner: 0..inner, rows: 0..rows, groups }];
             while let Some(job) = open.pop() {
-                if self.fits(gpu, &job)? {
-                    self.dispatch(gpu, &job)?;
-                    continue;
-                }
-                match self.halves(&job) {
+                let excess = self.excess(gpu, &job)?;
+                match excess.and_then(|excess| self.halves(&job, excess)) {
                     Some(halves) => open.extend(halves.into_iter().rev()),
-                    // The dispatch itself refuses bindings that are too large.
+                    // The dispatch itself refuses bindings that are still too large.
                     None => self.dispatch(gpu, &job)?,
                 }
             }
@@ -193,19 +197,22 @@ impl Product<'_> {
         2.0 * extents.into_iter().chain([depth]).map(|extent| extent as f64).product::<f64>()
     }
 
-    /// Whether a job fits bindings and the cap of work; windows of the weights do.
-    fn fits(&self, gpu: &Gpu, job: &Job) -> Result<bool> {
+    /// Why a job must be smaller. Windows of the weights fit already.
+    fn excess(&self, gpu: &Gpu, job: &Job) -> Result<Option<Excess>> {
         let available = gpu.capabilities().max_binding_bytes.min(1 << 32);
         let residual = self.residual.as_ref().map(|tensor| self.window(tensor, job)).transpose()?;
         let windows =
             [Some(self.rows_of(&self.a, job)?), Some(self.window(&self.out, job)?), residual];
-        let bound = windows.iter().flatten().all(|tensor| tensor.binding().0.bytes <= available);
-        let light = self.work(job) <= gpu.max_work_per_dispatch();
-        Ok(bound && light && self.groups(job) <= u64::from(u32::MAX))
+        if windows.iter().flatten().any(|tensor| tensor.binding().0.bytes > available) {
+            return Ok(Some(Excess::Binding));
+        }
+        let heavy = self.work(job) > gpu.max_work_per_dispatch();
+        Ok((heavy || self.groups(job) > u64::from(u32::MAX)).then_some(Excess::Work))
     }
 
-    /// A job in two: by the batch first, else by rows as long as there are many, or by columns.
-    fn halves(&self, job: &Job) -> Option<[Job; 2]> {
+    /// A job in two: by the batch first; then by rows as long as there are many, or as they make
+    /// bindings large, or by columns.
+    fn halves(&self, job: &Job, excess: Excess) -> Option<[Job; 2]> {
         let [tile_rows, tile_groups] = self.variant.tile_extents();
         let middle = |range: &Range<usize>, unit: usize| {
             // Whole tiles as long as there are any.
@@ -226,8 +233,9 @@ impl Product<'_> {
             return Some(pair(&|job| job.inner.end = at, &|job| job.inner.start = at));
         }
         let (rows, groups) = (middle(&job.rows, tile_rows), middle(&job.groups, tile_groups));
+        let by_rows = excess == Excess::Binding || job.rows.len() > tile_rows;
         match (rows, groups) {
-            (Some(at), _) if job.rows.len() > tile_rows || groups.is_none() => {
+            (Some(at), _) if by_rows || groups.is_none() => {
                 Some(pair(&|job| job.rows.end = at, &|job| job.rows.start = at))
             }
             (_, Some(at)) => Some(pair(&|job| job.groups.end = at, &|job| job.groups.start = at)),

@@ -149,9 +149,11 @@ pub(super) fn block_constants(kind: BlockType, constants: Constants) -> Constant
         BlockType::Q6K => "Q6_K",
     };
     let wide = scale_chunk(kind) == 4;
+    let spans = if kind == BlockType::Q6K { 2 } else { 1 };
     constants
         .int("CODES", kind.code_words() as u32)
-        .int("SPANS", if kind == BlockType::Q6K { 2 } else { 1 })
+        .int("SPANS", spans)
+        .int("SPAN_CHUNKS", 8 / spans)
         .alias("ScaleChunk", if wide { "vec4<u32>" } else { "vec2<u32>" })
         .flag(flag, true)
 }

@@ -184,18 +184,20 @@ impl Packed {
     pub(super) fn windows(&self) -> Result<Vec<std::ops::Range<usize>>> {
         let capabilities = self.gpu().capabilities();
         let available = capabilities.max_binding_bytes.min(1 << 32);
-        let most = self.kind.group_words(self.width).into_iter().max().unwrap_or(0) as u64 * 4;
-        // A binding begins at an aligned place in front of its window.
-        let usable = available.saturating_sub(capabilities.offset_alignment);
+        let align = capabilities.offset_alignment;
         let groups = self.rows.div_ceil(GROUP);
-        let each = usable.checked_div(most).map_or(groups.max(1), |count| count as usize);
-        if each == 0 {
-            return Err(Error::Limit {
-                what: "four rows of packed weights".into(),
-                limit: "maxStorageBufferBindingSize",
-                needed: most,
-                available,
-            });
+        let mut each = groups.max(1);
+        for words in self.kind.group_words(self.width).into_iter().filter(|&words| words > 0) {
+            let needed = 4 * words as u64;
+            // A binding begins at an aligned place, which may lie in front of its window.
+            let skipped = if needed.is_multiple_of(align) { 0 } else { align };
+            let fitting = available.saturating_sub(skipped) / needed;
+            if fitting == 0 {
+                let what = "four rows of packed weights".into();
+                let limit = "maxStorageBufferBindingSize";
+                return Err(Error::Limit { what, limit, needed, available });
+            }
+            each = each.min(usize::try_from(fitting).unwrap_or(usize::MAX));
         }
         let starts = (0..groups).step_by(each);
         Ok(starts.map(|start| start..(start + each).min(groups)).collect())
