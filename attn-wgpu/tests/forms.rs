@@ -477,7 +477,8 @@ fn transposed_reads_what_is_seen() {
     let lse = attention.forward(uploaded.view()).unwrap().lse;
     let refuses = |shape: &[usize], dtype, lse: &Tensor, part: &str| {
         let x = Tensor::zeros(&gpu, shape, dtype).unwrap();
-        let error = attention.transposed(&uploaded.q, &uploaded.k, lse, &x).unwrap_err().to_string();
+        let error =
+            attention.transposed(&uploaded.q, &uploaded.k, lse, &x).unwrap_err().to_string();
         assert!(error.contains(part), "{error:?} lacks {part:?}");
     };
     refuses(&[1, 2, 41, 8], DType::F32, &lse, "[1, 2, 40]");

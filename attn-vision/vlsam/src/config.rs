@@ -76,7 +76,11 @@ pub struct TokenLayout {
 
 impl TokenLayout {
     /// Patches `image` on a grid of `(rows, columns)`, seen from the tokens `object_rows`.
-    pub fn new(image: Range<usize>, grid: (usize, usize), object_rows: impl Into<Vec<usize>>) -> Self {
+    pub fn new(
+        image: Range<usize>,
+        grid: (usize, usize),
+        object_rows: impl Into<Vec<usize>>,
+    ) -> Self {
         TokenLayout { image, grid, object_rows: object_rows.into() }
     }
 
@@ -108,7 +112,11 @@ impl TokenLayout {
         }
         for (place, row) in self.object_rows.iter().enumerate() {
             if self.object_rows[..place].contains(row) {
-                return Err(Error::config("object_rows", "every token once", format!("{row} twice")));
+                return Err(Error::config(
+                    "object_rows",
+                    "every token once",
+                    format!("{row} twice"),
+                ));
             }
         }
         Ok(())

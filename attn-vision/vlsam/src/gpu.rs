@@ -133,12 +133,15 @@ impl AttentionFlow {
     /// Rows of the flow: of the tokens `rows`, by the row form.
     ///
     /// # Errors
-    /// [`attn_core::Error::Config`] for a row that the sequence lacks, no layer, more than [`MAX_LAYERS`] or layers
-    /// with different heads; [`attn_core::Error`] for attention that does not fit the sequence; those of the
+    /// [`attn_core::Error::Config`] for a row that the sequence lacks, no token, no layer, more than
+    /// [`MAX_LAYERS`] or layers with different heads; [`attn_core::Error`] for attention that does not fit the sequence; those of the
     /// source and of the device.
     pub fn rows(&self, source: &dyn AttentionSource, rows: &[usize]) -> Result<Flow> {
         let (tokens, layers) = (source.tokens(), source.layers());
         check_rows(rows, tokens)?;
+        if tokens == 0 {
+            return Err(attn_core::Error::config("tokens", "at least one", tokens).into());
+        }
         if !(1..=MAX_LAYERS).contains(&layers) {
             let expected = format!("1 to {MAX_LAYERS}");
             return Err(attn_core::Error::config("layers", expected, layers).into());

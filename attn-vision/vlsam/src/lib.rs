@@ -18,8 +18,8 @@ pub mod reference;
 pub mod segment;
 mod source;
 
-pub use attn_core::{Mask, dense};
 pub use attn_core::ndarray;
+pub use attn_core::{Mask, dense};
 pub use attn_wgpu::{Error, Gpu, Tensor, wgpu};
 pub use config::{Config, Regularisation, TokenLayout, causal_counts, column_factor};
 #[cfg(feature = "bench")]

@@ -89,7 +89,8 @@ impl Recorder {
         let tokens = self.tokens();
         let mut layers = Vec::with_capacity(self.layers.len());
         for layer in &self.layers {
-            let whole = layer.len() == tokens && layer.k.as_ref().is_some_and(|k| k.shape()[2] >= tokens);
+            let whole =
+                layer.len() == tokens && layer.k.as_ref().is_some_and(|k| k.shape()[2] >= tokens);
             let (Some(k), Some(first), true) = (&layer.k, layer.q.first(), whole) else {
                 let expected = "passes through all layers";
                 let got = format!("{} tokens in a layer, {tokens} in the first", layer.len());

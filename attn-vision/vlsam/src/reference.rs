@@ -76,7 +76,9 @@ pub fn forward(
 /// `W_h`, the mean over the rows of the largest probability of each: section 2.1. `maps` are `[H, N, N]`.
 pub fn head_weights(maps: ArrayView3<'_, f64>) -> Array1<f64> {
     let largest = |row: ArrayView1<'_, f64>| row.iter().copied().fold(0.0, f64::max);
-    maps.map_axis(Axis(2), largest).mean_axis(Axis(1)).unwrap_or_else(|| Array1::zeros(maps.dim().0))
+    maps.map_axis(Axis(2), largest)
+        .mean_axis(Axis(1))
+        .unwrap_or_else(|| Array1::zeros(maps.dim().0))
 }
 
 /// `A = 1/H sum_h W_h S_h` of maps `[H, N, N]`: section 2.1.
@@ -184,7 +186,8 @@ pub fn raw_map(rows: ArrayView2<'_, f64>, layout: &TokenLayout) -> Result<Array2
     layout.validate(tokens)?;
     let image = rows.slice(s![.., layout.image.clone()]);
     let mean = image.mean_axis(Axis(0)).unwrap_or_else(|| Array1::zeros(layout.image.len()));
-    let misfit = |_| Error::config("grid", "the patches of the image", format!("{:?}", layout.grid));
+    let misfit =
+        |_| Error::config("grid", "the patches of the image", format!("{:?}", layout.grid));
     mean.into_shape_with_order(layout.grid).map_err(misfit)
 }
 

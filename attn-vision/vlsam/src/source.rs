@@ -100,14 +100,17 @@ impl Layers {
     /// [`attn_core::Error::Shape`] for a tensor of another rank or of maps that are not square.
     pub fn maps(maps: &Tensor) -> Result<Self> {
         let &[layers, heads, rows, columns] = maps.shape() else {
-            return Err(attn_core::Error::shape("maps", "[layers, heads, N, N]", maps.shape()).into());
+            return Err(
+                attn_core::Error::shape("maps", "[layers, heads, N, N]", maps.shape()).into()
+            );
         };
         if rows != columns {
             let expected = "[layers, heads, N, N], as many rows as columns";
             return Err(attn_core::Error::shape("maps", expected, maps.shape()).into());
         }
         let layer = |number| {
-            let layer = maps.narrow(0, number, 1)?.contiguous()?.reshape(&[heads, rows, columns])?;
+            let layer =
+                maps.narrow(0, number, 1)?.contiguous()?.reshape(&[heads, rows, columns])?;
             Ok(LayerAttention::Maps(layer))
         };
         Ok(Layers::new(rows, (0..layers).map(layer).collect::<Result<_>>()?))

@@ -60,7 +60,9 @@ impl Prepared {
             }
             LayerAttention::QueriesKeys(QueriesKeys { q, k, attention, sinks }) => {
                 own("q", &q)?;
-                let is_one = |x: &Tensor| x.shape().len() == 4 && x.shape()[0] == 1 && x.shape()[2] == tokens;
+                let is_one = |x: &Tensor| {
+                    x.shape().len() == 4 && x.shape()[0] == 1 && x.shape()[2] == tokens
+                };
                 for (arg, tensor) in [("q", &q), ("k", &k)] {
                     if !is_one(tensor) || tensor.shape()[1] == 0 {
                         let expected = format!("[1, heads, {tokens}, D], at least one head");
@@ -93,32 +95,29 @@ impl Prepared {
         let gpu = target.gpu();
         let heads = self.heads();
         let weigh = |row_max: &Tensor, lse: Option<&Tensor>, rows: usize| {
-            let params = [
-                heads as u32,
-                rows as u32,
-                start(row_max),
-                lse.map_or(0, start),
-                start(target),
-            ];
+            let params =
+                [heads as u32, rows as u32, start(row_max), lse.map_or(0, start), start(target)];
             let mut tensors = vec![row_max, target];
             tensors.extend(lse);
             let flag = lse.map(|_| "LOGITS");
             run(gpu, &HEAD_WEIGHTS, flag, &tensors, &params, Share::Groups(heads, rows))
         };
         match self {
-            Prepared::QueriesKeys { lse, row_max, q, .. } => weigh(row_max, Some(lse), q.shape()[2]),
+            Prepared::QueriesKeys { lse, row_max, q, .. } => {
+                weigh(row_max, Some(lse), q.shape()[2])
+            }
             Prepared::Maps(maps) => {
                 let rows = maps.shape()[1];
                 let row_max = Tensor::uninit(gpu, &[heads, rows], DType::F32)?;
                 // As many heads as a binding holds.
                 let head = 4 * (rows as u64).saturating_mul(rows as u64).max(1);
-                let most = (gpu.capabilities().max_binding_bytes / head).clamp(1, heads as u64) as usize;
+                let most =
+                    (gpu.capabilities().max_binding_bytes / head).clamp(1, heads as u64) as usize;
                 for first in (0..heads).step_by(most) {
                     let count = most.min(heads - first);
                     let part = maps.narrow(0, first, count)?;
                     let target = row_max.narrow(0, first, count)?;
-                    let params =
-                        [(count * rows) as u32, rows as u32, start(&part), start(&target)];
+                    let params = [(count * rows) as u32, rows as u32, start(&part), start(&target)];
                     let share = Share::Groups(count * rows, rows);
                     run(gpu, &ROW_MAX, None, &[&part, &target], &params, share)?;
                 }

@@ -36,7 +36,9 @@ fn case(seed: u64) -> Case {
             let logit = |(i, j): (usize, usize)| {
                 let sink = if j < 4 { 3.0 } else { 0.0 };
                 let wanted = looks && i == row && j > 0 && target.contains(&(j - 1));
-                normal(seed, stream, (i * TOKENS + j) as u64) + sink + if wanted { 4.0 } else { 0.0 }
+                normal(seed, stream, (i * TOKENS + j) as u64)
+                    + sink
+                    + if wanted { 4.0 } else { 0.0 }
             };
             let map = causal_softmax(&Array2::from_shape_fn((TOKENS, TOKENS), logit));
             maps.slice_mut(s![layer, head, .., ..]).assign(&map);

@@ -3,8 +3,7 @@
 use attn_core::{Mask, dense};
 use attn_vlsam::ndarray::{Array4, Axis};
 use attn_vlsam::{
-    AttentionFlow, Config, Gpu, LayerAttention, Layers, QueriesKeys, Tensor, TokenLayout,
-    reference,
+    AttentionFlow, Config, Gpu, LayerAttention, Layers, QueriesKeys, Tensor, TokenLayout, reference,
 };
 use attn_wgpu::DType;
 use attn_wgpu::testing::{gpu, open};
@@ -27,7 +26,11 @@ struct Case {
 }
 
 impl Case {
-    fn new(seed: u64, [layers, heads, heads_kv, tokens, dim]: [usize; 5], attention: dense::Config) -> Case {
+    fn new(
+        seed: u64,
+        [layers, heads, heads_kv, tokens, dim]: [usize; 5],
+        attention: dense::Config,
+    ) -> Case {
         let mut maps = Array4::zeros((layers, heads, tokens, tokens));
         let mut all = Vec::new();
         for (layer, mut maps) in maps.outer_iter_mut().enumerate() {
@@ -60,7 +63,8 @@ impl Case {
         let flow = AttentionFlow::new(gpu, config.clone()).unwrap();
         for (what, source) in [("queries and keys", self.source(gpu)), ("maps", stored)] {
             let got = flow.forward(&source, &layout).unwrap();
-            let off = distance(&wide(&got.flow.head_weights), &want.head_weights.clone().into_dyn());
+            let off =
+                distance(&wide(&got.flow.head_weights), &want.head_weights.clone().into_dyn());
             assert!(off <= WEIGHTS, "{what}, weights {off:e}, {} tokens", self.tokens);
             let off = distance(&wide(&got.flow.rows), &want.rows.clone().into_dyn());
             assert!(off <= FLOW, "{what}, rows {off:e}, {} tokens, {rows:?}", self.tokens);
@@ -144,7 +148,11 @@ fn halves_are_storage() {
             };
             let map = probabilities(&back(&q), &back(&k), &case.attention);
             exact.maps.index_axis_mut(Axis(0), number).assign(&map);
-            layers.push(LayerAttention::QueriesKeys(QueriesKeys::new(&q, &k, case.attention.clone())));
+            layers.push(LayerAttention::QueriesKeys(QueriesKeys::new(
+                &q,
+                &k,
+                case.attention.clone(),
+            )));
         }
         let want = reference::forward(exact.maps.view(), &layout, &Config::new(), None).unwrap();
         let flow = AttentionFlow::new(&gpu, Config::new()).unwrap();
@@ -163,7 +171,9 @@ fn sinks_take_their_share() {
     let mut maps = case.maps.clone();
     let [q, k] = &case.layers[0];
     for ((_, head, i, _), p) in maps.indexed_iter_mut() {
-        let logit = |j: usize| (0..8).map(|d| q[[0, head, i, d]] * k[[0, 0, j, d]]).sum::<f64>() / 8f64.sqrt();
+        let logit = |j: usize| {
+            (0..8).map(|d| q[[0, head, i, d]] * k[[0, 0, j, d]]).sum::<f64>() / 8f64.sqrt()
+        };
         let sum: f64 = (0..=i).map(|j| logit(j).exp()).sum();
         *p *= sum / (sum + sinks[head].exp());
     }
@@ -269,7 +279,8 @@ fn no_map_is_stored() {
     let layers: Vec<_> = (0..3)
         .map(|seed| {
             let (q, k) = (numbers(seed, 0, [heads, tokens, 16]), numbers(seed, 1, [1, tokens, 16]));
-            let own = QueriesKeys::new(&upload(&gpu, &q), &upload(&gpu, &k), case.attention.clone());
+            let own =
+                QueriesKeys::new(&upload(&gpu, &q), &upload(&gpu, &k), case.attention.clone());
             LayerAttention::QueriesKeys(own)
         })
         .collect();

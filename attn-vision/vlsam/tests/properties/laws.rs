@@ -71,9 +71,8 @@ fn one_layer_is_its_aggregation_and_one_head_its_weight() {
     let weight = head_weights(own)[0];
     let a = aggregate(own, Array1::from_elem(1, weight).view());
     assert!(near(&a, &(&own.index_axis(Axis(0), 0) * weight)));
-    let flow = |placement| {
-        flow_matrix(a.view().insert_axis(Axis(0)), placement, rho(9).view()).unwrap()
-    };
+    let flow =
+        |placement| flow_matrix(a.view().insert_axis(Axis(0)), placement, rho(9).view()).unwrap();
     assert_eq!(flow(Regularisation::None), a);
     assert_eq!(flow(Regularisation::Once), &a * &rho(9));
     assert_eq!(flow(Regularisation::PerLayer), &a * &rho(9));
@@ -96,9 +95,8 @@ fn two_layers_by_hand() {
 #[test]
 fn one_hot_and_uniform_rows() {
     for tokens in [1, 2, 7, 30] {
-        let hot = Array3::from_shape_fn((1, tokens, tokens), |(_, i, j)| {
-            f64::from(u8::from(j == i / 2))
-        });
+        let hot =
+            Array3::from_shape_fn((1, tokens, tokens), |(_, i, j)| f64::from(u8::from(j == i / 2)));
         assert_eq!(head_weights(hot.view())[0], 1.0);
         let even = causal_softmax(&Array2::zeros((tokens, tokens))).insert_axis(Axis(0));
         let harmonic: f64 = (1..=tokens).map(|i| 1.0 / i as f64).sum();

@@ -64,7 +64,8 @@ fn flows_of_models() {
             let source = recorder.source().unwrap();
             assert_eq!((source.tokens(), source.layers()), (TOKENS, config.layers.len()));
             let got = flow.forward(&source, &layout).unwrap();
-            let want = reference::forward(maps(&source).view(), &layout, &Config::new(), None).unwrap();
+            let want =
+                reference::forward(maps(&source).view(), &layout, &Config::new(), None).unwrap();
             let off = distance(&wide(&got.flow.rows), &want.rows.into_dyn());
             assert!(off <= 1e-5, "{name}: {off:e}");
             rows.push(wide(&got.flow.rows));
@@ -84,7 +85,11 @@ fn what_is_recorded_is_what_the_model_attends_to() {
         fn wants(&mut self, _: usize, _: std::ops::Range<usize>) -> attn_model::Wants {
             attn_model::Wants::nothing().with_map()
         }
-        fn attention(&mut self, _: usize, view: &attn_model::AttentionView) -> attn_model::Result<()> {
+        fn attention(
+            &mut self,
+            _: usize,
+            view: &attn_model::AttentionView,
+        ) -> attn_model::Result<()> {
             self.0.push(wide(view.map.as_ref().unwrap()).into_dimensionality().unwrap());
             Ok(())
         }

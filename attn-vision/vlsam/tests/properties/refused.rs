@@ -85,6 +85,7 @@ fn on_a_device() {
     let rows = |layers| flow.rows(&Layers::new(4, layers), &[3]);
     rows(vec![maps(&[2, 4, 4]), qk(&[1, 2, 4, 8], &[1, 1, 4, 8])]).unwrap();
     says(rows(vec![]), "1 to 126");
+    says(flow.rows(&Layers::new(0, vec![maps(&[1, 0, 0])]), &[]), "at least one");
     says(rows(vec![maps(&[1, 4, 4]); MAX_LAYERS + 1]), "127");
     says(rows(vec![maps(&[4, 4])]), "[heads, 4, 4]");
     says(rows(vec![maps(&[1, 5, 5])]), "[heads, 4, 4]");
