@@ -1,0 +1,1 @@
+//! Images: loading, overlays, results as JSON.

@@ -1,0 +1,1 @@
+//! From a map to prompts: points, refinement, ensembles, suppression of duplicates.

@@ -1,0 +1,1 @@
+//! What segments by prompts, and what names objects.
