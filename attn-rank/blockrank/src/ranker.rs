@@ -195,6 +195,9 @@ impl Ranker {
     /// tokenizer, of [`BlockRankPolicy`] and of the device.
     pub fn rank(&self, request: &Request) -> Result<Ranking> {
         let Request { instruction, documents, query } = request;
+        if documents.is_empty() {
+            return Ok(Ranking { order: Vec::new(), cuts: Vec::new(), tokens: 0 });
+        }
         self.prepared(instruction.as_deref(), documents, query)?.rank(query)
     }
 
