@@ -67,7 +67,9 @@ fn main() -> Result<(), Failure> {
     println!("first {compared} losses by definition within {apart:.1e}");
 
     let [query, key] = run.model.valid().weights()?;
-    let rows = |weights: Vec<f32>| Array2::from_shape_vec((weights.len() / heads.hidden, heads.hidden), weights);
+    let rows = |weights: Vec<f32>| {
+        Array2::from_shape_vec((weights.len() / heads.hidden, heads.hidden), weights)
+    };
     Tuned { layer: LAYER, w_q: rows(query)?, w_k: rows(key)? }.save(&PathBuf::from(out))?;
     println!("{out}");
     Ok(())
@@ -124,10 +126,12 @@ impl<'a> Run<'a> {
 
     fn report(&self, epoch: &str, held_back: &[Frozen], start: &Instant) -> Result<(), Failure> {
         let model = self.model.valid();
-        let [learned, held_back] = [self.learned, held_back].map(|prompts| self.judge(&model, prompts));
+        let [learned, held_back] =
+            [self.learned, held_back].map(|prompts| self.judge(&model, prompts));
         let ([learned, _], [first, reciprocal]) = (learned?, held_back?);
         let steps = self.learned.len().div_ceil(BATCH).min(self.losses.len());
-        let loss = self.losses[self.losses.len() - steps..].iter().sum::<f64>() / steps.max(1) as f64;
+        let loss =
+            self.losses[self.losses.len() - steps..].iter().sum::<f64>() / steps.max(1) as f64;
         println!(
             "| {epoch} | {loss:.3} | {learned:.2} | {first:.2} | {reciprocal:.2} | {:.0} |",
             start.elapsed().as_secs_f64()

@@ -99,7 +99,8 @@ pub struct Shown {
 impl Shown {
     pub fn new(prompts: &[&Frozen], heads: &Heads, device: &Device) -> Result<Shown, Failure> {
         let documents = prompts.iter().map(|prompt| (*prompt, 0..prompt.tokens()));
-        let signals = prompts.iter().map(|prompt| (*prompt, prompt.tokens()..prompt.positions.len()));
+        let signals =
+            prompts.iter().map(|prompt| (*prompt, prompt.tokens()..prompt.positions.len()));
         let rows = |parts: Vec<_>| Rows::new(&parts, heads, device);
         // Of instruction and query segment no token is here.
         let lengths = prompts.iter().map(|prompt| [&[0], &prompt.documents[..], &[0]].concat());

@@ -6,7 +6,11 @@ use burn::tensor::activation::softmax;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 /// Embeddings of ids by item, category and time slot, `[.., width]` each.
-fn rows<const D: usize>(tables: &Embeddings, ids: [Tensor<1, Int>; 3], shape: [usize; D]) -> [Tensor<D>; 3] {
+fn rows<const D: usize>(
+    tables: &Embeddings,
+    ids: [Tensor<1, Int>; 3],
+    shape: [usize; D],
+) -> [Tensor<D>; 3] {
     let [item, category, time] = ids;
     let pairs = [(&tables.item, item), (&tables.category, category), (&tables.time, time)];
     pairs.map(|(table, ids)| {
@@ -32,12 +36,17 @@ pub fn features(
     let history = || {
         let own: Vec<i32> = (1..=length as i32).rev().collect();
         let flat = |ids: &Tensor<2, Int>| ids.clone().reshape([-1]);
-        [flat(&requests.history_item), flat(&requests.history_category), slots(&own, count, &device)]
+        [
+            flat(&requests.history_item),
+            flat(&requests.history_category),
+            slots(&own, count, &device),
+        ]
     };
     let q = rows(attention, candidate(), [count, 1, 0]);
     let k = rows(attention, history(), [count, length, 0]);
     let [semantic, time] = config.scales();
-    let [item, category, slot] = [0, 1, 2].map(|part| (q[part].clone() * k[part].clone()).sum_dim(2));
+    let [item, category, slot] =
+        [0, 1, 2].map(|part| (q[part].clone() * k[part].clone()).sum_dim(2));
     let scores = (item + category) * semantic + slot * time;
     let scores = scores.reshape([count, length]);
     let padding = requests.history_item.clone().equal_elem(0);

@@ -161,7 +161,8 @@ fn batch(set: &Dataset, samples: &[Sample], device: &Device) -> (Requests, Tenso
         many(&batch.history_item),
         many(&batch.history_category),
     );
-    let labels = label.iter().flat_map(|class| if *class == 0 { [1.0f32, 0.0] } else { [0.0, 1.0] });
+    let labels =
+        label.iter().flat_map(|class| if *class == 0 { [1.0f32, 0.0] } else { [0.0, 1.0] });
     let labels = TensorData::new(labels.collect(), [count, 2]);
     (requests, Tensor::from_data(labels, device))
 }

@@ -133,7 +133,10 @@ impl Dare {
     pub fn forward(&self, requests: Requests) -> Result<Clicks> {
         let features = self.features(requests)?;
         let all = features.auxiliary.unwrap_or_else(|| features.main.clone());
-        Ok(Clicks { main: self.main.forward(features.main), auxiliary: self.auxiliary.forward(all) })
+        Ok(Clicks {
+            main: self.main.forward(features.main),
+            auxiliary: self.auxiliary.forward(all),
+        })
     }
 
     /// What the heads read.

@@ -242,10 +242,8 @@ impl Operation for Searched {
 
     fn backward(&self, gpu: &Gpu, pass: Backward<'_, Saved>) -> Result<()> {
         let saved = pass.saved.clone().with_tables(&tables(pass.inputs));
-        let cotangents = Cotangents {
-            features: Some(&pass.cotangents[0]),
-            auxiliary: pass.cotangents.get(1),
-        };
+        let cotangents =
+            Cotangents { features: Some(&pass.cotangents[0]), auxiliary: pass.cotangents.get(1) };
         let stage = |at: usize| {
             let [item, category, time] = [0, 1, 2].map(|table| pass.gradient(at + table));
             EmbeddingTargets { item, category, time }

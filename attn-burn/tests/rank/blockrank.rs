@@ -133,9 +133,7 @@ fn loss(model: &Model, op: &BlockRank, x: Tensor<3>, segments: &Segments) -> Ten
     let out = op.forward(q, k, v, segments).unwrap();
     let x = x + out.swap_dims(1, 2).reshape([batch, tokens, WIDTH]);
     let [q, k] = [3, 4].map(|i| heads(&model.maps[i], &x));
-    let signals = |prompt: usize, end: usize| {
-        q.clone().narrow(0, prompt, 1).narrow(2, end - 2, 2)
-    };
+    let signals = |prompt: usize, end: usize| q.clone().narrow(0, prompt, 1).narrow(2, end - 2, 2);
     let q = Tensor::cat(vec![signals(0, 26), signals(1, 22)], 0);
     let scores = op.scores(q, k, segments).unwrap();
     op.loss(scores, &[vec![2], vec![0]], segments).unwrap()
@@ -176,9 +174,8 @@ fn what_does_not_fit_is_an_error() {
     let heads = BlockRank::new(Config::new().with_heads(vec![2])).unwrap();
     assert!(heads.scores(x([2, 2, 2, 8]), right(), &segments).is_err());
     let scores = |documents| Tensor::<2>::ones([2, documents], &device);
-    let loss = |documents, positives: [Vec<usize>; 2]| {
-        op.loss(scores(documents), &positives, &segments)
-    };
+    let loss =
+        |documents, positives: [Vec<usize>; 2]| op.loss(scores(documents), &positives, &segments);
     assert!(loss(3, [vec![2], vec![0]]).is_ok());
     assert!(loss(2, [vec![2], vec![0]]).is_err());
     assert!(loss(3, [vec![2], vec![2]]).is_err());

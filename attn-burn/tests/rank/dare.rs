@@ -59,9 +59,7 @@ fn load(file: &GoldenFile, device: &Device) -> Dare {
         DareTables { item: table("item"), category: table("cat"), time: table("time") }
     };
     (module.attention, module.representation) = (Some(tables("att")), tables("rep"));
-    for (name, head) in
-        [("main_mlp", &mut module.main), ("auxiliary_mlp", &mut module.auxiliary)]
-    {
+    for (name, head) in [("main_mlp", &mut module.main), ("auxiliary_mlp", &mut module.auxiliary)] {
         fill(head, file, name, device);
     }
     module
@@ -153,9 +151,8 @@ fn tied_tables_get_both_gradients() {
     let Some(device) = device() else { return };
     let device = device.autodiff();
     let op = ops::Dare::new(config(4)).unwrap();
-    let table = |rows: usize, seed| {
-        tensor(&normal(rows * 4, seed), [rows, 4], &device).require_grad()
-    };
+    let table =
+        |rows: usize, seed| tensor(&normal(rows * 4, seed), [rows, 4], &device).require_grad();
     let set = || [table(ITEMS, 1), table(CATEGORIES, 2), table(HISTORY + 1, 3)];
     let stage = |set: &[Tensor<2>; 3]| {
         let [item, category, time] = set.clone();
@@ -165,8 +162,8 @@ fn tied_tables_get_both_gradients() {
         let features =
             op.forward(stage(attention), stage(representation), drawn(3, &device)).unwrap();
         let by = |seed| tensor(&normal(3 * 36, seed), [3, 36], &device);
-        let loss = (features.main.clone() * by(4)).sum()
-            + (features.auxiliary.unwrap() * by(5)).sum();
+        let loss =
+            (features.main.clone() * by(4)).sum() + (features.auxiliary.unwrap() * by(5)).sum();
         (read(features.main), loss.backward())
     };
     let [one, attention, representation] = [set(), set(), set()];
@@ -174,7 +171,8 @@ fn tied_tables_get_both_gradients() {
     let (apart, both) = run(&attention, &representation);
     assert_eq!(tied, apart);
     for table in 0..3 {
-        let sum = attention[table].grad(&both).unwrap() + representation[table].grad(&both).unwrap();
+        let sum =
+            attention[table].grad(&both).unwrap() + representation[table].grad(&both).unwrap();
         assert_eq!(read(one[table].grad(&grads).unwrap()), read(sum));
     }
 }
@@ -187,9 +185,8 @@ fn one_kept_behaviour_gives_the_search_no_gradient() {
     let config = config(3).with_keep(1).without_auxiliary();
     let op = ops::Dare::new(config).unwrap();
     let stage = |width: usize| {
-        let table = |rows: usize| {
-            tensor(&normal(rows * width, 6), [rows, width], &device).require_grad()
-        };
+        let table =
+            |rows: usize| tensor(&normal(rows * width, 6), [rows, width], &device).require_grad();
         Embeddings { item: table(ITEMS), category: table(CATEGORIES), time: table(HISTORY + 1) }
     };
     let (attention, representation) = (stage(3), stage(4));
@@ -207,7 +204,8 @@ fn train(device: &Device, tied: bool) -> (Dare, Vec<f32>) {
     let extents = extents.with_hidden(vec![8, 4]).with_auxiliary_hidden(vec![8]);
     let mut model = seeded(device, || extents.init(config(4), device).unwrap());
     let mut adam = AdamConfig::new().init();
-    let labels: Vec<f32> = (0..16).flat_map(|at| if at % 3 == 0 { [1.0, 0.0] } else { [0.0, 1.0] }).collect();
+    let labels: Vec<f32> =
+        (0..16).flat_map(|at| if at % 3 == 0 { [1.0, 0.0] } else { [0.0, 1.0] }).collect();
     let mut losses = Vec::new();
     for _ in 0..15 {
         let labels = tensor(&labels, [16, 2], device);

