@@ -4,10 +4,12 @@
 //!   ([`AttentionSource`]); [`mod@reference`] has the equations.
 //! * [`prompt`]: from maps to points, refinement, ensembles over scales and questions.
 //! * [`segment`]: what is plugged in, a namer of objects and a segmenter by prompts.
+//! * [`detect`]: all of it in one call.
 //! * [`image`]: pictures in and out.
 #![cfg_attr(doctest, doc = include_str!("../README.md"))]
 
 mod config;
+pub mod detect;
 mod gpu;
 pub mod image;
 mod map;

@@ -1,1 +1,0 @@
-//! Images: loading, overlays, results as JSON.
