@@ -1,5 +1,8 @@
 //! The random walker against a dense solution, and the whole method on drawn images.
 
+// Matrices are written with their indices.
+#![allow(clippy::needless_range_loop)]
+
 use attn_core::Result;
 use attn_vlsam::detect::Detector;
 use attn_vlsam::image::image_crate::{Rgb, RgbImage};

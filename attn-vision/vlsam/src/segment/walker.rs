@@ -190,21 +190,17 @@ impl RandomWalker {
 
 /// `exp(-beta d^2 / mean d^2)`, where d is the distance of the colours of neighbours.
 fn conductances(places: (usize, usize), colours: &[[f32; 3]], beta: f64) -> Result<Lattice> {
-    let (rows, columns) = places;
-    let distance = |a: usize, b: usize| {
-        let [a, b] = [a, b].map(|place| colours[place]);
-        a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>()
+    let (rows, columns) = (places.0, places.1.max(1));
+    let distance = |a: usize, b: usize| match (colours.get(a), colours.get(b)) {
+        (Some(a), Some(b)) => a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum(),
+        _ => 0.0,
     };
-    let mut right = vec![0.0; colours.len()];
-    let mut down = vec![0.0; colours.len()];
-    for place in 0..colours.len() {
-        if place % columns + 1 < columns {
-            right[place] = distance(place, place + 1);
-        }
-        if place / columns + 1 < rows {
-            down[place] = distance(place, place + columns);
-        }
-    }
+    let to_right = |place: usize| match place % columns + 1 < columns {
+        true => distance(place, place + 1),
+        false => 0.0,
+    };
+    let right: Vec<f64> = (0..colours.len()).map(to_right).collect();
+    let down: Vec<f64> = (0..colours.len()).map(|at| distance(at, at + columns)).collect();
     let edges = (rows * columns.saturating_sub(1) + columns * rows.saturating_sub(1)).max(1);
     let mean = right.iter().chain(&down).sum::<f64>() / edges as f64;
     let conductance = |square: &f64| match mean > 0.0 {
