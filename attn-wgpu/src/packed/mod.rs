@@ -57,6 +57,7 @@ pub fn matmul(a: &Tensor, weight: &Packed, epilogue: &Epilogue<'_>) -> Result<Te
         return Err(attn_core::Error::config("accumulate", expected, got).into());
     }
     let shape = shape_of(a, weight)?;
+    rows::check_float("a", a.dtype())?;
     let dtype = epilogue.dtype.unwrap_or(a.dtype());
     rows::check_float("dtype", dtype)?;
     let out = Tensor::uninit(a.gpu(), &shape, dtype)?;
