@@ -5,7 +5,7 @@
 //! ```
 //!
 //! [`Packed`] is `W` `[N, K]`: what a row holds makes one output, as files have it. Weights are unpacked in
-//! registers, never to memory, so a product of few rows reads a quarter (4 bits) to a half (8 bits) of what
+//! registers, never to memory, so a product of few rows reads less than a third (4 bits) or about half (8 bits) of what
 //! weights in f16 take. [`gather_rows`] reads rows by number, for embeddings.
 //!
 //! **Layouts.** `a` is `[.., M, K]`, with up to two batch dimensions in front, and is packed first, by a
