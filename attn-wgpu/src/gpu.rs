@@ -515,7 +515,16 @@ impl Gpu {
 
     /// A buffer for the result of a kernel.
     pub(crate) fn allocate(&self, bytes: u64) -> Result<Arc<Storage>> {
-        let storage = Arc::new(self.inner.pool.acquire(bytes, None)?);
+        self.poisoned(self.inner.pool.acquire(bytes, None)?)
+    }
+
+    /// As [`Gpu::allocate`], in a buffer that is no larger than it must be.
+    pub(crate) fn allocate_resident(&self, bytes: u64) -> Result<Arc<Storage>> {
+        self.poisoned(self.inner.pool.acquire_resident(bytes)?)
+    }
+
+    fn poisoned(&self, storage: Storage) -> Result<Arc<Storage>> {
+        let storage = Arc::new(storage);
         if self.inner.options.poison {
             crate::ops::poison(self, &storage)?;
         }

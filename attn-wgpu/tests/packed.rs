@@ -296,7 +296,7 @@ fn values_are_those_of_the_formats() {
     }
 }
 
-/// As many bytes as the file has, of a number of rows rounded up to four.
+/// As many bytes as the file has, of a number of rows rounded up to four, in two buffers of whole chunks.
 #[test]
 fn bytes_on_the_device() {
     let Some(gpu) = gpu() else { return };
@@ -305,8 +305,8 @@ fn bytes_on_the_device() {
         for (rows, width) in [(0, values), (1, values), (8, 3 * values), (9, 2 * values)] {
             let packed = Packed::uninit(&gpu, kind, rows, width).unwrap();
             let want = (rows.next_multiple_of(4) * width / values * bytes) as u64;
-            assert_eq!(packed.bytes(), want, "{kind:?}");
-            assert_eq!(device_bytes(kind, rows, width), want, "{kind:?}");
+            assert!((want..=want + 32).contains(&packed.bytes()), "{kind:?}");
+            assert_eq!(device_bytes(kind, rows, width), packed.bytes(), "{kind:?}");
         }
     }
     assert_eq!(BlockType::Q6K.name(), "Q6_K");

@@ -4,6 +4,7 @@ use super::blocks::{BlockType, GROUP, place_row};
 use super::gather::gather_rows;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
+use crate::pool::resident_size;
 use crate::tensor::{DType, Tensor};
 
 /// A matrix `[rows, width]` of quantised blocks on a device, as files hold the weights of linear maps: a
@@ -22,10 +23,12 @@ pub struct Packed {
 const PIECE: usize = 1 << 20;
 
 /// Bytes on a device of a matrix `[rows, width]`: those of its blocks, of a number of rows that is
-/// rounded up to a multiple of four. The pool may hold up to an eighth more, as for any tensor.
+/// rounded up to a multiple of four, in two buffers as of [`Tensor::resident`].
 pub const fn device_bytes(kind: BlockType, rows: usize, width: usize) -> u64 {
     let [codes, scales] = kind.group_words(width);
-    4 * rows.div_ceil(GROUP) as u64 * (codes as u64 + scales as u64)
+    let group = 4 * rows.div_ceil(GROUP) as u64;
+    resident_size(group.saturating_mul(codes as u64))
+        .saturating_add(resident_size(group.saturating_mul(scales as u64)))
 }
 
 impl Packed {
@@ -46,7 +49,7 @@ impl Packed {
         }
         let groups = rows.div_ceil(GROUP);
         let [codes, scales] = kind.group_words(width);
-        let part = |words| Tensor::uninit(gpu, &[groups, words], DType::U32);
+        let part = |words| Tensor::resident(gpu, &[groups, words], DType::U32);
         Ok(Packed { kind, rows, width, codes: part(codes)?, scales: part(scales)? })
     }
 
