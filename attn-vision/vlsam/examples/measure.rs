@@ -61,7 +61,7 @@ fn main() -> Result<()> {
     let tokenizer = source.tokenizer()?.ok_or("the model has no tokenizer")?;
     let ids = tokenizer.encode(&std::fs::read_to_string(text)?, false)?;
     let ids = ids.get(..tokens).ok_or("the text is too short")?;
-    let model = Model::from_source(&gpu, &source, Options::exact())?;
+    let model = Model::from_source(&gpu, &source, Options::exact(), &mut |_, _| ())?;
     let mut recorder = Recorder::new(&model);
     let mut session = model.session(tokens)?;
     session.forward_with(ids, Pass::new().with_observer(&mut recorder))?;

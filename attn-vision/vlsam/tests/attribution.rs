@@ -56,7 +56,10 @@ impl Rows for attn_vlsam::ndarray::ArrayD<i32> {
     }
 }
 
+/// A prompt takes a quarter of a minute of a processor, too much for every run: `cargo test -p attn-vlsam --features
+/// model --test attribution -- --ignored --nocapture`.
 #[test]
+#[ignore = "runs a language model for most of a minute"]
 fn the_flow_looks_at_the_needle() {
     let Some(folder) = cache_dir() else { return };
     let path = folder.join("smollm2/SmolLM2-135M-Instruct.Q4_1.gguf");
