@@ -55,7 +55,8 @@ fn main() -> Result<()> {
         return Ok(());
     };
     let tokens = args.next().map_or(Ok(1000), |tokens| tokens.parse::<usize>())?;
-    let gpu = Gpu::new()?;
+    // A prompt of a thousand tokens may take minutes on a loaded processor.
+    let gpu = Gpu::builder().timeout(std::time::Duration::from_secs(900)).build()?;
     println!("{}", gpu.adapter());
     let source = Source::open(Path::new(&model))?;
     let tokenizer = source.tokenizer()?.ok_or("the model has no tokenizer")?;
