@@ -90,6 +90,9 @@ pub fn entries(capabilities: &Capabilities) -> Vec<Entry> {
     crate::matmul::catalogue::list(capabilities, |source, constants, variant| {
         list.add(source, constants, variant);
     });
+    crate::packed::catalogue::list(capabilities, |source, constants, variant| {
+        list.add(source, constants, variant);
+    });
     list.entries
 }
 
