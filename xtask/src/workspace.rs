@@ -8,7 +8,7 @@ use cargo_metadata::{DependencyKind, MetadataCommand, TargetKind};
 
 /// Features that tests need where a member has them, beside those that turn on other members: a facade's papers, and
 /// what papers do for `attn-model`. They are never on by default.
-const TEST_FEATURES: [&str; 2] = ["testing", "bench"];
+const TEST_FEATURES: [&str; 4] = ["testing", "bench", "data", "sam"];
 
 /// The workspace as cargo describes it.
 #[derive(Debug, Default)]
