@@ -20,8 +20,14 @@ pub struct DeviceSegments {
     gpu: Gpu,
     host: Arc<Segments>,
     pub(super) tables: Arc<Tables>,
-    /// The last plan, and the query and key heads that it is for.
-    plan: Arc<Mutex<Option<([usize; 2], DevicePlan)>>>,
+    plan: Arc<Mutex<Option<Planned>>>,
+}
+
+/// The last plan, and the query and key heads that it is for.
+#[derive(Debug)]
+struct Planned {
+    heads: [usize; 2],
+    plan: DevicePlan,
 }
 
 #[derive(Debug)]
@@ -120,13 +126,12 @@ impl DeviceSegments {
     /// As [`Segments::plan`]; those of allocation.
     pub fn plan(&self, heads: usize, heads_kv: usize) -> Result<DevicePlan> {
         let mut kept = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((of, plan)) = kept.as_ref()
-            && *of == [heads, heads_kv]
-        {
-            return Ok(plan.clone());
+        let heads = [heads, heads_kv];
+        if let Some(kept) = kept.as_ref().filter(|kept| kept.heads == heads) {
+            return Ok(kept.plan.clone());
         }
-        let plan = DevicePlan::upload(&self.gpu, &self.host.plan(heads, heads_kv)?)?;
-        *kept = Some(([heads, heads_kv], plan.clone()));
+        let plan = DevicePlan::upload(&self.gpu, &self.host.plan(heads[0], heads[1])?)?;
+        *kept = Some(Planned { heads, plan: plan.clone() });
         Ok(plan)
     }
 
