@@ -29,6 +29,8 @@ use model::{Failure, Frozen, Heads, Projections, Shown};
 /// Layer whose projections learn, from 0.
 pub const LAYER: usize = 12;
 const RATE: f64 = 3e-4;
+/// Of Adam, whose default in burn is above many a gradient.
+const EPSILON: f32 = 1e-8;
 const BATCH: usize = 8;
 const SEED: u64 = 1;
 /// Steps that are repeated by definition.
@@ -97,7 +99,7 @@ impl<'a> Run<'a> {
     ) -> Run<'a> {
         let (order, losses) = (Vec::new(), Vec::new());
         let random = Rng::with_seed(SEED);
-        let optimizer = AdamConfig::new().init();
+        let optimizer = AdamConfig::new().with_epsilon(EPSILON).init();
         Run { model, optimizer, learned, heads, device, random, order, losses }
     }
 

@@ -14,6 +14,8 @@ use crate::plain;
 pub type Failure = Box<dyn std::error::Error>;
 
 const RATE: f64 = 1e-2;
+/// Of Adam, whose default in burn is above the gradients of most embeddings.
+const EPSILON: f32 = 1e-8;
 const BATCH: usize = 512;
 /// Width of each table that is pooled.
 const WIDTH: usize = 16;
@@ -105,7 +107,7 @@ impl<'a> Run<'a> {
         // Burn draws weights when they are first looked at: for kernels and definition in one order.
         model.visit(&mut Look);
         let random = Rng::with_seed(seed);
-        let optimizer = AdamConfig::new().init();
+        let optimizer = AdamConfig::new().with_epsilon(EPSILON).init();
         Ok(Run { model, optimizer, set, device, random, losses: Vec::new() })
     }
 
