@@ -13,7 +13,6 @@ mod plain;
 mod prompts;
 mod wiki;
 
-use std::path::PathBuf;
 use std::time::Instant;
 
 use attn_burn::attn_blockrank::Config;
@@ -72,7 +71,7 @@ fn main() -> Result<(), Failure> {
     let rows = |weights: Vec<f32>| {
         Array2::from_shape_vec((weights.len() / heads.hidden, heads.hidden), weights)
     };
-    Tuned { layer: LAYER, w_q: rows(query)?, w_k: rows(key)? }.save(&PathBuf::from(out))?;
+    Tuned { layer: LAYER, w_q: rows(query)?, w_k: rows(key)? }.save(out)?;
     println!("{out}");
     Ok(())
 }

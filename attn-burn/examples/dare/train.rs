@@ -69,7 +69,7 @@ pub fn train(
     for epoch in 1..=epochs {
         run.epoch(usize::MAX, false)?;
         let model = run.model.valid();
-        let area = |samples| run.area(&model, samples);
+        let area = |samples: &[Sample]| run.area(&model, samples);
         let found = Best { epoch, valid: area(&set.valid)?, test: area(&set.test)? };
         if best.as_ref().is_none_or(|best| found.valid > best.valid) {
             best = Some(found);
@@ -152,7 +152,10 @@ impl ModuleVisitor for Look {
 fn batch(set: &Dataset, samples: &[Sample], device: &Device) -> (Requests, Tensor<2>) {
     let (batch, label) = set.batch(samples);
     let [count, length] = [samples.len(), set.length];
-    let ids = |ids: Vec<i32>| Tensor::<1, Int>::from_data(TensorData::from(&ids[..]), device);
+    let ids = |ids: Vec<i32>| {
+        let count = ids.len();
+        Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), device)
+    };
     let one = |of: &ndarray::Array1<u32>| ids(of.iter().map(|id| *id as i32).collect());
     let many = |of: &ndarray::Array2<u32>| {
         ids(of.iter().map(|id| *id as i32).collect()).reshape([count, length])
