@@ -26,7 +26,7 @@ fn main() -> Result<()> {
     };
 
     let source = Source::open(&path)?;
-    let model = Model::from_source(&gpu, &source, Options::default(), &mut |_, _| ())?;
+    let model = Model::from_source(&gpu, &source, Options::packed(), &mut |_, _| ())?;
     let Some(tokenizer) = source.tokenizer()? else {
         println!("no tokenizer: {} layers on {}", model.config().layers.len(), gpu.adapter());
         return Ok(());

@@ -9,12 +9,12 @@
 use std::cell::OnceCell;
 
 use attn_wgpu::cache::KvCache;
-use attn_wgpu::matmul::{Epilogue, matmul_with};
 use attn_wgpu::norm::rms_norm;
-use attn_wgpu::{Activation, DType, Tensor, ops};
+use attn_wgpu::{Activation, Tensor, ops};
 
-use crate::device::{Device, LayerWeights, Linear};
+use crate::device::{Device, LayerWeights};
 use crate::heads::DeviceEdits;
+use crate::linear::Linear;
 use crate::model::rms;
 use crate::observe::{Observer, Wants, view};
 use crate::policy::{AttentionPolicy, KeyForm, Layer, Phase};
@@ -117,7 +117,7 @@ impl Step<'_> {
 
     fn gated(&self, layer: &LayerWeights, x: &Tensor) -> Result<Tensor> {
         let mlp = self.config.mlp;
-        let both = linear(x, &layer.gate_up)?;
+        let both = layer.gate_up.apply(x)?;
         let activation = match self.config.activation {
             crate::Activation::Silu => Activation::Silu,
             crate::Activation::GeluTanh => Activation::GeluTanh,
@@ -128,8 +128,8 @@ impl Step<'_> {
     /// `x + norm(y W)`, without the norm where there is none.
     fn add(&self, x: &Tensor, y: &Tensor, map: &Linear, norm: Option<&Tensor>) -> Result<Tensor> {
         match norm {
-            None => Ok(matmul_with(y, &map.weight, &epilogue(map).with_residual(x))?),
-            Some(norm) => Ok(ops::add(x, &self::norm(self.config, &linear(y, map)?, norm)?)?),
+            None => map.add_to(x, y),
+            Some(norm) => Ok(ops::add(x, &self::norm(self.config, &map.apply(y)?, norm)?)?),
         }
     }
 }
@@ -146,7 +146,7 @@ pub(crate) fn project(
     x: &Tensor,
 ) -> Result<Projection> {
     let ModelConfig { heads, heads_kv, head_dim, .. } = *config;
-    let qkv = linear(&norm(config, x, &weights.attention_norm)?, &weights.qkv)?;
+    let qkv = weights.qkv.apply(&norm(config, x, &weights.attention_norm)?)?;
     let part = |first: usize, count: usize| -> Result<Tensor> {
         let part = qkv.narrow(1, first * head_dim, count * head_dim)?;
         // [tokens, heads head_dim] as [1, heads, tokens, head_dim].
@@ -160,17 +160,4 @@ pub(crate) fn project(
         k = norm(config, &k, k_norm)?;
     }
     Ok(Projection { q, k, v })
-}
-
-/// `x W^T + b`, in f32.
-fn linear(x: &Tensor, map: &Linear) -> Result<Tensor> {
-    Ok(matmul_with(x, &map.weight, &epilogue(map))?)
-}
-
-fn epilogue(map: &Linear) -> Epilogue<'_> {
-    let plain = Epilogue::new().with_dtype(DType::F32);
-    match &map.bias {
-        Some(bias) => plain.with_bias(bias),
-        None => plain,
-    }
 }

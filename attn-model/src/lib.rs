@@ -1,6 +1,7 @@
 //! Decoder-only language models from Hugging Face folders and GGUF files, run on any GPU.
 //!
 //! * [`Model`]: a model's weights on a device. [`Session`]: one sequence on its way through it.
+//! * [`Options`]: how a model lies there, quantised weights packed or not; [`weight_forms`]: what that takes.
 //! * [`Generate`]: continuing a text.
 //! * [`policy`]: another attention in a model. [`Observer`]: looking on, layer by layer. [`HeadEdits`]:
 //!   heads switched off, scaled or replaced.
@@ -22,10 +23,12 @@ mod config;
 mod device;
 mod error;
 mod export;
+mod form;
 mod generate;
 pub mod gguf;
 mod heads;
 mod layer;
+mod linear;
 mod model;
 mod observe;
 mod pass;
@@ -39,6 +42,7 @@ mod weights;
 pub use attn_core;
 pub use attn_wgpu;
 pub use attn_wgpu::DType;
+pub use attn_wgpu::packed::BlockType;
 pub use blob::Blob;
 pub use cache::cache_dir;
 pub use config::{
@@ -46,10 +50,11 @@ pub use config::{
 };
 pub use error::{Error, Result};
 pub use export::{Progress, export};
+pub use form::{WeightForm, weight_bytes, weight_forms};
 pub use generate::{Generate, Generation};
 pub use heads::{HeadEdit, HeadEdits};
 pub use layer::Projection;
-pub use model::{Model, Options, cache_bytes, weight_bytes};
+pub use model::{Model, Options, cache_bytes};
 pub use observe::{AttentionInputs, AttentionView, Observer, Rows, TopKeys, Unobserved, Wants};
 pub use pass::Pass;
 pub use policy::AttentionPolicy;

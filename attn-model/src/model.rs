@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use attn_wgpu::matmul::{Epilogue, matmul_with};
+use attn_wgpu::matmul::Epilogue;
 use attn_wgpu::norm::{RmsNorm, rms_norm};
 use attn_wgpu::rope::RopeTable;
 use attn_wgpu::{DType, Gpu, Tensor, ops};
@@ -12,13 +12,17 @@ use attn_wgpu::{DType, Gpu, Tensor, ops};
 use crate::device::{Device, LayerWeights, Loader};
 use crate::layer::{Projection, project};
 use crate::policy::AttentionPolicy;
-use crate::{ModelConfig, Result, Session, Source};
+use crate::{ModelConfig, Result, Session, Source, WeightForm, weight_forms};
 
 /// How a model lies on the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Options {
-    /// Type of the weight matrices: f32, f16 or bf16. Norms and biases are f32.
+    /// Whether matrices that a file has in blocks which kernels read (Q4_0, Q4_1, Q8_0, Q4_K, Q6_K) stay in
+    /// these blocks. They then take a quarter to a half of the memory of f16, lose nothing, and are
+    /// unpacked in registers whenever they are used. Of files without such blocks nothing changes.
+    pub packed: bool,
+    /// Type of the other weight matrices: f32, f16 or bf16. Norms and biases are f32.
     pub weights: DType,
     /// Type of cached keys and values, and of what attention reads and gives. Everything between is
     /// f32.
@@ -27,19 +31,29 @@ pub struct Options {
 
 impl Default for Options {
     /// Weights in f16, of which quantised and f16 files lose nothing that matters, keys and values in
-    /// f32.
+    /// f32. Nothing is packed: see [`Options::packed`].
     fn default() -> Self {
-        Options { weights: DType::F16, cache: DType::F32 }
+        Options { packed: false, weights: DType::F16, cache: DType::F32 }
     }
 }
 
 impl Options {
     /// All in f32: what golden data is compared with.
     pub fn exact() -> Self {
-        Options { weights: DType::F32, cache: DType::F32 }
+        Options { packed: false, weights: DType::F32, cache: DType::F32 }
     }
 
-    /// The same with weight matrices of another type.
+    /// Quantised weights as the file has them, wherever kernels read their blocks; the rest as by default.
+    pub fn packed() -> Self {
+        Options::default().with_packed(true)
+    }
+
+    /// The same with quantised weights kept packed, or not.
+    pub fn with_packed(self, packed: bool) -> Self {
+        Options { packed, ..self }
+    }
+
+    /// The same with another type of the weight matrices that are not packed.
     pub fn with_weights(self, weights: DType) -> Self {
         Options { weights, ..self }
     }
@@ -61,6 +75,7 @@ struct Inner {
     gpu: Gpu,
     config: ModelConfig,
     options: Options,
+    forms: Vec<WeightForm>,
     device: Device,
 }
 
@@ -93,19 +108,13 @@ impl Model {
         }
         let config = &source.config;
         source.weights.check(config)?;
-        let total = weight_bytes(config, options);
-        let mut loader = Loader {
-            gpu,
-            config,
-            weights: &source.weights,
-            dtype: options.weights,
-            progress,
-            done: 0,
-            total,
-        };
+        let forms = weight_forms(source, options);
+        let total = forms.iter().map(|form| form.bytes).sum();
+        let mut loader =
+            Loader { gpu, config, weights: &source.weights, options, progress, done: 0, total };
         let device = loader.load()?;
         let (gpu, config) = (gpu.clone(), config.clone());
-        Ok(Model { inner: Arc::new(Inner { gpu, config, options, device }) })
+        Ok(Model { inner: Arc::new(Inner { gpu, config, options, forms, device }) })
     }
 
     /// The device.
@@ -123,9 +132,14 @@ impl Model {
         self.inner.options
     }
 
+    /// Forms of the weights on the device, and what lies in each.
+    pub fn weight_forms(&self) -> &[WeightForm] {
+        &self.inner.forms
+    }
+
     /// Bytes that the weights take on the device.
     pub fn bytes(&self) -> u64 {
-        weight_bytes(self.config(), self.options())
+        self.weight_forms().iter().map(|form| form.bytes).sum()
     }
 
     /// An empty sequence with room for `capacity` tokens.
@@ -187,7 +201,7 @@ impl Model {
         let Inner { config, device, .. } = &*self.inner;
         let hidden = hidden.narrow(0, rows.start, rows.len())?;
         let normed = rms_norm(&hidden, &device.norm, &rms(config))?;
-        let logits = matmul_with(&normed, &device.head, &Epilogue::new().with_dtype(DType::F32))?;
+        let logits = device.head().product(&normed, &Epilogue::new().with_dtype(DType::F32))?;
         match config.final_soft_cap {
             Some(cap) => Ok(ops::soft_cap(&logits, cap as f32)?),
             None => Ok(logits),
@@ -206,14 +220,4 @@ pub fn cache_bytes(config: &ModelConfig, options: Options, tokens: usize) -> u64
     let dim = config.head_dim.next_multiple_of(4);
     let elements = 2 * config.layers.len() as u64 * (config.heads_kv * dim) as u64;
     elements * tokens as u64 * options.cache.bytes() as u64
-}
-
-/// Bytes of the weights on a device.
-pub fn weight_bytes(config: &ModelConfig, options: Options) -> u64 {
-    let bytes = |(_, shape): (String, Vec<usize>)| {
-        let elements: u64 = shape.iter().map(|&extent| extent as u64).product();
-        let size = if shape.len() > 1 { options.weights.bytes() } else { 4 };
-        elements * size as u64
-    };
-    config.tensors().into_iter().map(bytes).sum()
 }

@@ -5,7 +5,6 @@ use std::cell::OnceCell;
 use std::ops::Range;
 
 use attn_wgpu::cache::KvCache;
-use attn_wgpu::embedding::gather_rows;
 use attn_wgpu::softmax::log_softmax_gather;
 use attn_wgpu::{DType, Tensor};
 
@@ -359,7 +358,7 @@ impl Session {
             observer: pass.observer.unwrap_or(&mut unobserved),
         };
         let scale = config.embedding_scale as f32;
-        let mut x = gather_rows(&device.embedding, &ids, scale, DType::F32)?;
+        let mut x = device.embedding.rows(&ids, scale)?;
         guests.observer.hidden(0, &x)?;
         for (number, cache) in self.caches.iter_mut().take(layers).enumerate() {
             x = step.layer(number, &x, cache, &mut guests)?;

@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use attn_wgpu::DType;
+use attn_wgpu::packed::BlockType;
 
 pub use values::{TensorData, Values};
 
@@ -180,11 +181,7 @@ impl Weights {
         dtype: DType,
     ) -> Result<TensorData> {
         let (stored, kind) = self.checked(name, shape)?;
-        let count = shape.first().copied().unwrap_or(1);
-        if rows.start > rows.end || rows.end > count {
-            let expected = format!("a range within {count} rows of `{name}`");
-            return Err(attn_core::Error::data("rows", expected, format!("{rows:?}")).into());
-        }
+        self.check_rows(name, shape, &rows)?;
         let mut data = Values::with_capacity(dtype, 0).ok_or_else(|| {
             Error::unsupported(&self.name, "storage type", dtype.name(), "f32, f16 and bf16")
         })?;
@@ -201,6 +198,49 @@ impl Weights {
             *first = rows.len();
         }
         Ok(TensorData { shape, values: data })
+    }
+
+    /// Type of the blocks of a matrix where they are of a type that kernels read, so that it can stay
+    /// packed on a device; none for other types, for vectors, and where there is no such tensor.
+    pub fn block_type(&self, name: &str) -> Option<BlockType> {
+        let stored = self.tensors.get(name).filter(|stored| stored.shape.len() == 2)?;
+        match stored.kind {
+            Kind::Readable(GgufType::Q4_0) => Some(BlockType::Q4_0),
+            Kind::Readable(GgufType::Q4_1) => Some(BlockType::Q4_1),
+            Kind::Readable(GgufType::Q8_0) => Some(BlockType::Q8_0),
+            Kind::Readable(GgufType::Q4K) => Some(BlockType::Q4K),
+            Kind::Readable(GgufType::Q6K) => Some(BlockType::Q6K),
+            _ => None,
+        }
+    }
+
+    /// Rows `rows` of a matrix of a known shape as the file has them, in blocks of its
+    /// [`Weights::block_type`]. Rows are in the order of Hugging Face, as everywhere: a row is a number of
+    /// whole blocks, and moves as a whole.
+    ///
+    /// # Errors
+    /// As [`Weights::rows`]; [`Error::Unsupported`] for a matrix without such blocks.
+    pub fn packed_rows(&self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<Vec<u8>> {
+        let (stored, kind) = self.checked(name, shape)?;
+        if self.block_type(name).is_none() {
+            let what = format!("packed rows of `{name}` in");
+            let supported = "Q4_0, Q4_1, Q8_0, Q4_K and Q6_K";
+            return Err(Error::unsupported(&self.name, what, kind.name(), supported));
+        }
+        self.check_rows(name, shape, &rows)?;
+        let whole = rows.len() * row_bytes(kind, stored.width()) as usize;
+        let mut bytes = Vec::with_capacity(whole);
+        stored.pieces(kind, rows, &mut |piece| bytes.extend_from_slice(piece))?;
+        Ok(bytes)
+    }
+
+    fn check_rows(&self, name: &str, shape: &[usize], rows: &Range<usize>) -> Result<()> {
+        let count = shape.first().copied().unwrap_or(1);
+        if rows.start > rows.end || rows.end > count {
+            let expected = format!("a range within {count} rows of `{name}`");
+            return Err(attn_core::Error::data("rows", expected, format!("{rows:?}")).into());
+        }
+        Ok(())
     }
 
     fn stored(&self, name: &str) -> Result<&Stored> {
@@ -222,7 +262,7 @@ impl Weights {
         match &stored.kind {
             Kind::Readable(kind) => Ok((stored, *kind)),
             Kind::Other(kind) => {
-                let supported = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0";
+                let supported = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K and Q6_K";
                 let what = format!("tensor `{name}` of type");
                 Err(Error::unsupported(&self.name, what, kind, supported))
             }
@@ -243,35 +283,53 @@ impl Stored {
         Ok(to.extend(&picked))
     }
 
-    /// Rows of a matrix, in as few reads as their order in the file allows.
+    /// Rows of a matrix.
     fn matrix(&self, kind: GgufType, rows: Range<usize>, to: &mut Values) -> Result<bool> {
-        let width: usize = self.shape[1..].iter().product();
-        let bytes = row_bytes(kind, width) as usize;
-        if width == 0 {
-            return Ok(true);
-        }
-        to.reserve(rows.len() * width);
-        let at_once = match self.change {
-            Change::Interleaved { .. } => 1,
-            _ => (CHUNK / bytes.max(1)).max(1),
-        };
-        let mut buffer = Vec::new();
+        to.reserve(rows.len() * self.width());
         let mut values = Vec::new();
         let mut complete = true;
+        self.pieces(kind, rows, &mut |piece| {
+            if !to.extend_stored(kind, piece) {
+                values.clear();
+                dequantize(kind, piece, &mut values);
+                complete &= to.extend(&values);
+            }
+        })?;
+        Ok(complete)
+    }
+
+    /// Elements of a row.
+    fn width(&self) -> usize {
+        self.shape[1..].iter().product()
+    }
+
+    /// Gives the stored bytes of rows of a matrix to `take`, in as few reads as their order in the file
+    /// allows.
+    fn pieces(
+        &self,
+        kind: GgufType,
+        rows: Range<usize>,
+        take: &mut dyn FnMut(&[u8]),
+    ) -> Result<()> {
+        let bytes = row_bytes(kind, self.width()) as usize;
+        if bytes == 0 {
+            return Ok(());
+        }
+        let at_once = match self.change {
+            Change::Interleaved { .. } => 1,
+            _ => (CHUNK / bytes).max(1),
+        };
+        let mut buffer = Vec::new();
         let mut row = rows.start;
         while row < rows.end {
             let count = at_once.min(rows.end - row);
             buffer.resize(count * bytes, 0);
             let first = self.source_row(row, self.shape[0]) as u64;
             self.blob.read(self.start + first * bytes as u64, &mut buffer)?;
-            if !to.extend_stored(kind, &buffer) {
-                values.clear();
-                dequantize(kind, &buffer, &mut values);
-                complete &= to.extend(&values);
-            }
+            take(&buffer);
             row += count;
         }
-        Ok(complete)
+        Ok(())
     }
 
     /// Where a row of the Hugging Face order lies: row `i + t D/2` of a head is stored as `2i + t`.

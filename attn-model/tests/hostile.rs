@@ -619,10 +619,17 @@ fn types_that_are_not_read_are_named() {
         gguf.u32(&format!("llama.{key}"), if key == "attention.head_count" { 1 } else { 256 });
     }
     gguf.f32("llama.attention.layer_norm_rms_epsilon", 1e-5);
-    gguf.tensor("token_embd.weight", &[1, 256], 12, &[0; 144]);
-    let error =
-        Source::from_gguf(Blob::from_bytes("kquant", gguf.bytes())).unwrap_err().to_string();
-    assert!(error.contains("`model.embed_tokens.weight` of type Q4_K is not supported"), "{error}");
+    let error = |gguf: &mut write::Gguf, width: usize, kind: u32| {
+        gguf.tensor("token_embd.weight", &[1, width], kind, &[0; 144]);
+        Source::from_gguf(Blob::from_bytes("kquant", gguf.bytes())).unwrap_err().to_string()
+    };
+    let refused = error(&mut gguf.clone(), 256, 10);
+    let expected = "`model.embed_tokens.weight` of type Q2_K is not supported";
+    assert!(refused.contains(expected), "{refused}");
+    assert!(refused.contains("Q8_0, Q4_K, Q5_K and Q6_K"), "{refused}");
+    // Rows of whole blocks; those of K types have 256 values.
+    let half = error(&mut gguf, 128, 12);
+    assert!(half.contains("rows of whole blocks of 256 values"), "{half}");
 }
 
 /// Files that were found by fuzzing or made by hand: whatever they are, they do no harm.

@@ -5,9 +5,10 @@ mod common;
 
 use std::sync::OnceLock;
 
-use attn_core::testing::TensorFile;
+use attn_core::testing::{Budget, TensorFile};
 use attn_model::attn_wgpu::DType;
-use attn_model::{Generate, Model, Options, Pass, Source};
+use attn_model::attn_wgpu::Gpu;
+use attn_model::{Generate, Model, Options, Pass, Source, cache_bytes, weight_bytes};
 use attn_wgpu::testing::gpu;
 use common::reference::{Recorder, close, tokens};
 use common::{data, golden, smollm2};
@@ -173,4 +174,71 @@ fn perplexity_of_an_address() {
     let (f16, _) = perplexities(&model, &ids, 1);
     println!("perplexity of the first window with f16 weights: {f16:.4}");
     assert!((f16 / first - 1.0).abs() <= 1e-3, "{f16}, {first} with f32");
+}
+
+/// Logits of the last token from packed weights, as far from the f64 forward pass as those from the same
+/// weights in f32, by the error budget.
+#[test]
+fn packed_weights_give_the_logits_of_unpacked_ones() {
+    let (Some(exact), Some(path)) = (exact(), smollm2()) else { return };
+    let packed = Options::exact().with_packed(true);
+    let packed = Model::load(exact.gpu(), &path, packed).unwrap();
+    for path in golden("smollm2", ".safetensors") {
+        let file = TensorFile::read(&path).unwrap();
+        if !file.contains("last_logits") {
+            continue;
+        }
+        let ids = tokens(&file, "input_ids", 0);
+        let last = |model: &Model| {
+            let mut session = model.session(ids.len()).unwrap();
+            let hidden = session.forward(&ids).unwrap();
+            session.logits(&hidden, ids.len() - 1..ids.len()).unwrap().to_vec::<f32>().unwrap()
+        };
+        let expected: Vec<f64> = file.f64("last_logits").unwrap().iter().copied().collect();
+        let (got, simple) = (last(&packed), last(exact));
+        let errors = Budget::default().check("last_logits", &got, &simple, &expected).unwrap();
+        close("last_logits", &got, &expected, LOGITS);
+        println!("checked {}: {:.1e} at most", path.display(), errors.max_abs);
+
+        let greedy = tokens(&file, "greedy", 0);
+        let mut session = packed.session(ids.len() + greedy.len()).unwrap();
+        let options = Generate::greedy(greedy.len());
+        let got: Vec<u32> = session.generate(&ids, options).unwrap().map(Result::unwrap).collect();
+        assert_eq!(got, greedy, "{}", path.display());
+    }
+}
+
+/// Of weights, and of weights with keys and values in f16 of 2048 tokens: as foretold, and the blocks of
+/// the file, in which the embedding is Q8_0 and takes 30 of 96 MB.
+#[test]
+fn packed_memory_at_two_thousand_tokens() {
+    let Some(path) = smollm2() else { return };
+    if gpu().is_none() {
+        return;
+    }
+    // A device of its own: its counters are those of this test.
+    let gpu = Gpu::new().unwrap();
+    let source = Source::open(&path).unwrap();
+    let options = Options::packed().with_cache(DType::F16);
+    let weights = weight_bytes(&source, options);
+    let model = Model::from_source(&gpu, &source, options, &mut |_, _| ()).unwrap();
+    assert_eq!(gpu.memory().in_use, weights);
+    let mut session = model.session(2048).unwrap();
+    assert_eq!(session.bytes(), cache_bytes(&source.config, options, 2048));
+    gpu.reset_peak();
+    session.forward(&[1, 2, 3, 4, 5, 6, 7, 8]).unwrap().to_vec::<f32>().unwrap();
+    let all = gpu.memory().in_use;
+    let mb = |bytes: u64| bytes as f64 / 1e6;
+    println!(
+        "weights {:.1} MB, keys and values {:.1} MB, in use {:.1} MB, at most {:.1} MB",
+        mb(weights),
+        mb(session.bytes()),
+        mb(all),
+        mb(gpu.memory().peak),
+    );
+    // Beside both there are the rotation's tables, 2048 positions of 64 numbers.
+    assert_eq!(all, weights + session.bytes() + 2048 * 64 * 4);
+    assert!(weights < 97_000_000, "{weights}");
+    let f16 = weight_bytes(&source, options.with_packed(false));
+    assert!(f16 as f64 > 2.7 * weights as f64, "{f16}");
 }

@@ -3,6 +3,7 @@
 
 mod clock;
 mod kernels;
+mod packed;
 mod plans;
 mod rows;
 mod stream;
@@ -11,6 +12,7 @@ mod timed;
 
 pub use clock::{Clock, best_seconds, cores, cpu_time};
 pub use kernels::{Deviation, KernelCase, PreparedKernel, kernel_cases};
+pub use packed::quantized;
 pub use plans::{RandomPlan, reference_on_plan, simple_on_plan};
 pub use stream::{DenseStream, STREAM_TOKENS, Stream, Streamed, tokens};
 #[cfg(feature = "criterion")]

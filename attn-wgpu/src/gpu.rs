@@ -515,7 +515,16 @@ impl Gpu {
 
     /// A buffer for the result of a kernel.
     pub(crate) fn allocate(&self, bytes: u64) -> Result<Arc<Storage>> {
-        let storage = Arc::new(self.inner.pool.acquire(bytes, None)?);
+        self.poisoned(self.inner.pool.acquire(bytes, None)?)
+    }
+
+    /// As [`Gpu::allocate`], in a buffer that is no larger than it must be.
+    pub(crate) fn allocate_resident(&self, bytes: u64) -> Result<Arc<Storage>> {
+        self.poisoned(self.inner.pool.acquire_resident(bytes)?)
+    }
+
+    fn poisoned(&self, storage: Storage) -> Result<Arc<Storage>> {
+        let storage = Arc::new(storage);
         if self.inner.options.poison {
             crate::ops::poison(self, &storage)?;
         }
@@ -543,6 +552,22 @@ impl Gpu {
             stream.batch += 1;
         }
         Ok(Arc::new(storage))
+    }
+
+    /// Overwrites a part of a buffer, in place and of whole words, behind everything recorded so far.
+    pub(crate) fn write(&self, storage: &Storage, offset: u64, bytes: &[u8]) -> Result<()> {
+        let mut stream = lock(&self.inner.stream);
+        // Writes from the host overtake commands that are not yet submitted.
+        self.flush_stream(&mut stream)?;
+        let queue = &self.inner.queue;
+        self.guarded("upload", || {
+            queue.write_buffer(&storage.buffer, offset, bytes);
+            // Hands the copy over, so that many of them do not pile up.
+            queue.submit([]);
+        })?;
+        storage.used_in.store(stream.batch, Ordering::Relaxed);
+        stream.batch += 1;
+        Ok(())
     }
 
     /// Records with the stream locked, after making room for a command of `work` operations.

@@ -8,6 +8,7 @@
 //! * [`norm`], [`rope`], [`softmax`], [`embedding`], [`sample`], [`cache`], [`ops`]: the small
 //!   kernels around attention in a language model, from token numbers to the next token.
 //! * [`matmul`]: matrix products with bias, activation and residual, weights in f32 or half types.
+//! * [`packed`]: the same products with weights that stay quantised, in the block formats of GGUF files.
 //! * [`linear_attention`]: causal linear attention with decay, in blocks, with states and gradients.
 //! * [`select`]: kernels of which selecting methods are made: sums, sorting, choices by row, bitsets.
 //! * [`scan`]: linear recurrences, softmax over prefixes, products of rows and sums of columns.
@@ -42,6 +43,7 @@ pub mod matmul;
 mod mutant;
 pub mod norm;
 pub mod ops;
+pub mod packed;
 pub mod plan;
 mod pool;
 mod profile;

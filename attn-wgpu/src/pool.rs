@@ -1,6 +1,7 @@
 //! Device buffers: allocation within a budget, reuse, and statistics.
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -106,6 +107,24 @@ impl Pool {
         idle_before: Option<u64>,
     ) -> Result<Storage> {
         let size = size_class(bytes);
+        self.take(bytes, size..=size.saturating_mul(2), idle_before)
+    }
+
+    /// A buffer of [`resident_size`] bytes with unspecified contents: what stays is to take no more than it
+    /// needs.
+    pub(crate) fn acquire_resident(self: &Arc<Self>, bytes: u64) -> Result<Storage> {
+        let size = resident_size(bytes);
+        self.take(bytes, size..=size, None)
+    }
+
+    /// A free buffer of one of these `sizes`, or a new one of the smallest of them.
+    fn take(
+        self: &Arc<Self>,
+        bytes: u64,
+        sizes: RangeInclusive<u64>,
+        idle_before: Option<u64>,
+    ) -> Result<Storage> {
+        let size = *sizes.start();
         if size > self.max_buffer {
             return Err(Error::Limit {
                 what: "a tensor".into(),
@@ -116,8 +135,8 @@ impl Pool {
         }
         let mut state = lock(&self.state);
         let fits = |free: &Free| {
-            let have = free.buffer.size();
-            have >= size && have <= 2 * size && idle_before.is_none_or(|batch| free.used_in < batch)
+            let idle = idle_before.is_none_or(|batch| free.used_in < batch);
+            idle && sizes.contains(&free.buffer.size())
         };
         let best = (0..state.free.len())
             .filter(|&i| fits(&state.free[i]))
@@ -186,9 +205,23 @@ fn size_class(bytes: u64) -> u64 {
     bytes.checked_next_multiple_of(step).unwrap_or(u64::MAX)
 }
 
+/// Whole chunks of four words, as kernels bind them.
+pub(crate) const fn resident_size(bytes: u64) -> u64 {
+    let chunks = bytes.div_ceil(16);
+    if chunks == 0 { 16 } else { chunks.saturating_mul(16) }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::size_class;
+    use super::{resident_size, size_class};
+
+    #[test]
+    fn what_stays_wastes_less_than_a_chunk() {
+        for (bytes, size) in [(0, 16), (1, 16), (16, 16), (17, 32), (2304, 2304)] {
+            assert_eq!(resident_size(bytes), size, "{bytes}");
+        }
+        assert!(resident_size(u64::MAX) > 1 << 63);
+    }
 
     #[test]
     fn size_classes_waste_at_most_an_eighth() {

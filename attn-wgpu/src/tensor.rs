@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::kernel::Binding;
 use crate::ops;
-use crate::pool::Storage;
+use crate::pool::{Storage, resident_size};
 
 /// Type of the elements of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -108,13 +108,24 @@ impl Tensor {
     /// # Errors
     /// [`attn_core::Error::Shape`] if the size overflows; allocation errors.
     pub fn uninit(gpu: &Gpu, shape: &[usize], dtype: DType) -> Result<Tensor> {
-        let bytes = elements(shape).and_then(|count| count.checked_mul(dtype.bytes()));
-        let Some(bytes) = bytes else {
-            let expected = "a size below the address space";
-            return Err(attn_core::Error::shape("shape", expected, shape).into());
-        };
-        let storage = gpu.allocate(bytes as u64)?;
+        let storage = gpu.allocate(bytes(shape, dtype)?)?;
         Ok(Tensor::contiguous_on(gpu, storage, 0, shape, dtype))
+    }
+
+    /// [`Tensor::uninit`] for what stays, such as weights: in a buffer of [`Tensor::resident_bytes`]. Other
+    /// tensors get buffers of up to twice their size, so that those which come and go find each other's.
+    ///
+    /// # Errors
+    /// As [`Tensor::uninit`].
+    pub fn resident(gpu: &Gpu, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        let storage = gpu.allocate_resident(bytes(shape, dtype)?)?;
+        Ok(Tensor::contiguous_on(gpu, storage, 0, shape, dtype))
+    }
+
+    /// Bytes of the buffer of a [`Tensor::resident`] of so many elements: those of the elements, to the
+    /// next multiple of 16.
+    pub fn resident_bytes(elements: usize, dtype: DType) -> u64 {
+        resident_size((elements as u64).saturating_mul(dtype.bytes() as u64))
     }
 
     /// A tensor of `value`s. Types of 4 bytes.
@@ -207,6 +218,18 @@ impl Tensor {
     ) -> Tensor {
         let strides = row_major(shape);
         Tensor { gpu: gpu.clone(), storage, offset, shape: shape.to_vec(), strides, dtype }
+    }
+
+    /// Writes words from the host into a contiguous tensor of them, from word `start` on. Commands that were
+    /// recorded before see the old contents.
+    pub(crate) fn write_words(&self, start: usize, words: &[u32]) -> Result<()> {
+        let fits = start.checked_add(words.len()).is_some_and(|end| end <= self.len());
+        if self.dtype != DType::U32 || !self.is_contiguous() || !fits {
+            let expected = format!("{} words from {start} on", words.len());
+            return Err(attn_core::Error::shape("tensor", expected, &self.shape).into());
+        }
+        let at = (self.offset + start) as u64 * 4;
+        self.gpu.write(&self.storage, at, bytemuck::cast_slice(words))
     }
 
     /// The device.
@@ -481,6 +504,14 @@ impl fmt::Debug for Tensor {
             .field("dtype", &self.dtype)
             .finish_non_exhaustive()
     }
+}
+
+/// Bytes of the elements of a tensor.
+fn bytes(shape: &[usize], dtype: DType) -> Result<u64> {
+    let bytes = elements(shape).and_then(|count| count.checked_mul(dtype.bytes()));
+    let expected = "a size below the address space";
+    let error = || attn_core::Error::shape("shape", expected, shape).into();
+    bytes.map(|bytes| bytes as u64).ok_or_else(error)
 }
 
 fn elements(shape: &[usize]) -> Option<usize> {

@@ -214,6 +214,25 @@ fn out_of_memory_is_an_error_and_leaves_the_device_healthy() {
     assert!(gpu.memory().peak <= budget);
 }
 
+/// What stays takes no more than its elements, even where a larger buffer is free.
+#[test]
+fn resident_tensors_waste_nothing() {
+    let Some(gpu) = open(Gpu::builder()) else { return };
+    drop(Tensor::uninit(&gpu, &[80_000], DType::F16).unwrap());
+    for (elements, dtype, bytes) in
+        [(80_000, DType::F16, 160_000), (69_123, DType::F16, 138_256), (3, DType::F32, 16)]
+    {
+        let before = gpu.memory().in_use;
+        let kept = Tensor::resident(&gpu, &[elements], dtype).unwrap();
+        assert_eq!(Tensor::resident_bytes(elements, dtype), bytes);
+        assert_eq!(gpu.memory().in_use - before, bytes, "{elements} of {}", dtype.name());
+        assert_eq!(kept.shape(), [elements]);
+    }
+    assert!(Tensor::resident(&gpu, &[usize::MAX, 2], DType::F32).is_err());
+    let huge = Tensor::resident(&gpu, &[usize::MAX / 4], DType::F32);
+    assert!(matches!(huge, Err(Error::Limit { .. })), "{huge:?}");
+}
+
 #[test]
 fn a_tensor_over_the_buffer_limit_is_refused_with_the_limit() {
     let Some(gpu) = gpu() else { return };

@@ -182,3 +182,27 @@ fn smollm2() {
         true
     });
 }
+
+/// Blocks of GGUF files: "must match to the last bit or 1 ulp".
+#[test]
+fn packed_blocks() {
+    use attn_wgpu::packed::{BlockType, Packed};
+    let Some(gpu) = gpu() else { return };
+    let kinds = [BlockType::Q4_0, BlockType::Q4_1, BlockType::Q8_0, BlockType::Q4K, BlockType::Q6K];
+    run("gguf", |file| {
+        for kind in kinds {
+            let bytes = file.u8(&format!("{}.bytes", kind.name())).unwrap();
+            let (rows, (width, _)) = (bytes.shape()[0], kind.block());
+            let blocks = bytes.into_raw_vec_and_offset().0;
+            let packed = Packed::from_blocks(&gpu, kind, rows, width, &blocks).unwrap();
+            let got = packed.dequantize().unwrap().to_vec::<f32>().unwrap();
+            let want = vector(file, &format!("{}.values", kind.name()));
+            assert_eq!(got.len(), want.len());
+            for (got, want) in got.into_iter().zip(want) {
+                let apart = i64::from(got.to_bits()) - i64::from(want.to_bits());
+                assert!(apart.abs() <= 1 || got == want, "{kind:?}: {got:e}, expected {want:e}");
+            }
+        }
+        true
+    });
+}

@@ -14,7 +14,7 @@ mod run;
 mod tests;
 
 use anyhow::Result;
-use attn_model::DType;
+use attn_model::{DType, Options};
 use clap::{Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -67,6 +67,37 @@ impl From<Dtype> for DType {
             Dtype::F32 => DType::F32,
             Dtype::F16 => DType::F16,
             Dtype::Bf16 => DType::BF16,
+        }
+    }
+}
+
+/// How weights lie on a device, as it is spelled on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
+enum WeightsAs {
+    /// Quantised blocks as the file has them, wherever kernels read them; other matrices in f16
+    Packed,
+    F32,
+    F16,
+    Bf16,
+}
+
+impl WeightsAs {
+    fn options(self, cache: Dtype) -> Options {
+        let options = Options::default().with_cache(cache.into());
+        match self {
+            WeightsAs::Packed => options.with_packed(true).with_weights(DType::F16),
+            WeightsAs::F32 => options.with_weights(DType::F32),
+            WeightsAs::F16 => options.with_weights(DType::F16),
+            WeightsAs::Bf16 => options.with_weights(DType::BF16),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            WeightsAs::Packed => "packed",
+            WeightsAs::F32 => "f32",
+            WeightsAs::F16 => "f16",
+            WeightsAs::Bf16 => "bf16",
         }
     }
 }

@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod policies;
+pub mod quantised;
 pub mod reference;
 pub mod write;
 

@@ -25,7 +25,8 @@ pub struct Config {
     pub scale: Option<f64>,
     /// Where the positions of the query segment begin.
     pub query_offset: QueryOffset,
-    /// Signal tokens: the last so many of a prompt.
+    /// Signal tokens: the last so many of a prompt. Where an answer stands behind them, as in training, they are
+    /// others: scores take the queries of any.
     pub signal_rows: usize,
     /// Query heads whose attention is a score, rising; all where it is not set.
     pub heads: Option<Vec<usize>>,

@@ -93,6 +93,7 @@ impl PreparedKernel {
 pub fn kernel_cases(quick: bool) -> Vec<KernelCase> {
     let mut cases = Vec::new();
     cases.extend(matmul_cases(quick));
+    cases.extend(super::packed::cases(quick));
     cases.extend(super::rows::cases(quick));
     cases
 }
@@ -186,7 +187,7 @@ const SAMPLES: usize = 2000;
 
 /// A sum of K products in f32, in any order, is off by at most (K + 2) roundings of the sum of their
 /// magnitudes.
-fn check_matmul(
+pub(super) fn check_matmul(
     [rows, depth, columns]: [usize; 3],
     a: &[f32],
     b: impl Fn(usize, usize) -> f64,

@@ -25,9 +25,9 @@
 
 #[cfg(feature = "bench")]
 pub(crate) mod catalogue;
-mod operands;
+pub(crate) mod operands;
 mod product;
-mod variant;
+pub(crate) mod variant;
 
 pub use variant::{FEW_ROWS, Problem, Variant};
 

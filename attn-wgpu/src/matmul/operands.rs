@@ -32,7 +32,7 @@ impl Operand {
 }
 
 /// The tensor with all batch entries as further rows, if its strides admit that.
-pub(super) fn fold(tensor: &Tensor) -> Option<Tensor> {
+pub(crate) fn fold(tensor: &Tensor) -> Option<Tensor> {
     let (shape, strides) = (tensor.shape(), tensor.strides());
     let (mut rows, mut stride) = (shape[2], strides[2]);
     for d in [1, 0] {

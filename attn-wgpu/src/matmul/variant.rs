@@ -75,7 +75,7 @@ const ROWS: [u32; 6] = [1, 2, 4, 8, 16, 32];
 const LOADS: usize = 8;
 
 /// The number of rows, up to `most`, that wastes least.
-fn compiled_rows(rows: usize, most: u32) -> u32 {
+pub(crate) fn compiled_rows(rows: usize, most: u32) -> u32 {
     let cost = |tile: u32| rows.div_ceil(tile as usize) * (tile as usize + LOADS);
     let fitting = ROWS.into_iter().filter(|&tile| tile <= most);
     fitting.min_by_key(|&tile| cost(tile)).unwrap_or(1)

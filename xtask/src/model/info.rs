@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use attn_model::{DType, ModelConfig, Options, Source, cache_bytes, weight_bytes};
+use attn_model::{ModelConfig, Source, cache_bytes, weight_bytes, weight_forms};
 
-use super::{Dtype, mib};
+use super::{Dtype, WeightsAs, mib};
 
 /// Say what a model is made of and how much memory it will take, without loading it.
 #[derive(clap::Args)]
@@ -13,19 +13,20 @@ pub struct Args {
     /// A Hugging Face folder or a GGUF file
     #[arg(long, value_name = "DIR|FILE")]
     model: PathBuf,
-    /// Type of the weights on the device
-    #[arg(long, value_name = "TYPE", default_value = "f16")]
-    weights: Dtype,
+    /// How the weights lie on the device (packed, where the file has such blocks, f16 and f32 by default)
+    #[arg(long, value_name = "TYPE")]
+    weights: Option<WeightsAs>,
     /// Type of cached keys and values
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     cache: Dtype,
+    /// Tokens of a context whose keys and values are counted
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    tokens: usize,
 }
 
 /// Runs the command.
 pub fn main(args: &Args) -> Result<()> {
     let source = Source::open(&args.model)?;
-    let options =
-        Options::default().with_weights(args.weights.into()).with_cache(args.cache.into());
     print!("{}", text(&source.config));
     println!("stored as");
     for stored in source.weights.types() {
@@ -45,21 +46,46 @@ pub fn main(args: &Args) -> Result<()> {
         Err(error) => error.to_string(),
     };
     println!("tokenizer        {tokenizer}");
-    let name = |dtype: DType| dtype.name();
-    println!(
-        "on the device    {} of weights in {}",
-        mib(weight_bytes(&source.config, options)),
-        name(options.weights)
-    );
-    for tokens in [1024, source.config.context] {
-        let bytes = cache_bytes(&source.config, options, tokens);
-        println!(
-            "                 {} of keys and values in {} for {tokens} tokens",
-            mib(bytes),
-            name(options.cache)
-        );
-    }
+    print!("{}", memory(&source, args.weights, args.cache, args.tokens));
     Ok(())
+}
+
+/// What the device will hold.
+pub fn memory(source: &Source, weights: Option<WeightsAs>, cache: Dtype, tokens: usize) -> String {
+    let has_blocks =
+        weight_forms(source, WeightsAs::Packed.options(cache)).iter().any(|form| form.is_packed);
+    let all = match weights {
+        Some(one) => vec![one],
+        None if has_blocks => vec![WeightsAs::Packed, WeightsAs::F16, WeightsAs::F32],
+        None => vec![WeightsAs::F16, WeightsAs::F32],
+    };
+    let mut text = String::new();
+    for weights in all {
+        let options = weights.options(cache);
+        text += &format!("on the device, {}\n", weights.name());
+        for form in weight_forms(source, options) {
+            text += &format!(
+                "  {:<5} {:>4} tensors, {:>8.2} M elements, {}{}\n",
+                form.name,
+                form.tensors,
+                form.elements as f64 / 1e6,
+                mib(form.bytes),
+                if form.is_packed { ", packed" } else { "" },
+            );
+        }
+        let own = weight_bytes(source, options);
+        text += &format!("  {} of weights\n", mib(own));
+        for tokens in [tokens, source.config.context] {
+            let keys = cache_bytes(&source.config, options, tokens);
+            text += &format!(
+                "  {} with keys and values of {tokens} tokens, {} in {}\n",
+                mib(own + keys),
+                mib(keys),
+                options.cache.name()
+            );
+        }
+    }
+    text
 }
 
 fn text(config: &ModelConfig) -> String {

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use attn_model::attn_wgpu::Gpu;
 use attn_model::{Model, Options, Source, Tokenizer};
 
-use super::{Dtype, bar};
+use super::{Dtype, WeightsAs, bar};
 use crate::driver::install;
 
 /// Which model, and how it lies on the device.
@@ -16,9 +16,9 @@ pub struct ModelArgs {
     /// A Hugging Face folder or a GGUF file
     #[arg(long, value_name = "DIR|FILE")]
     pub model: PathBuf,
-    /// Type of the weights on the device
-    #[arg(long, value_name = "TYPE", default_value = "f16")]
-    pub weights: Dtype,
+    /// How the weights lie on the device
+    #[arg(long, value_name = "TYPE", default_value = "packed")]
+    pub weights: WeightsAs,
     /// Type of cached keys and values
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     pub cache: Dtype,
@@ -27,9 +27,7 @@ pub struct ModelArgs {
 impl ModelArgs {
     /// Puts the weights on the device.
     pub fn load(&self, gpu: &Gpu, source: &Source) -> Result<Model> {
-        let options =
-            Options::default().with_weights(self.weights.into()).with_cache(self.cache.into());
-        load(gpu, source, options)
+        load(gpu, source, self.weights.options(self.cache))
     }
 }
 
@@ -41,6 +39,13 @@ pub fn load(gpu: &Gpu, source: &Source, options: Options) -> Result<Model> {
     })?;
     bar.finish_and_clear();
     Ok(model)
+}
+
+/// Types of a model's matrices on the device, packed ones first: `Q4_1 + Q8_0`, `f16`.
+pub fn matrices(model: &Model) -> String {
+    // Vectors come last.
+    let forms = model.weight_forms().split_last().map_or(&[][..], |(_, forms)| forms);
+    forms.iter().map(|form| form.name).collect::<Vec<_>>().join(" + ")
 }
 
 /// The best device, with its name on the terminal.

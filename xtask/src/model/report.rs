@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use attn_model::Model;
 use serde::{Deserialize, Serialize};
 
+use super::loaded::matrices;
 use crate::bench::report::{Adapter, Host};
 use crate::bench::{command, machine, shown};
 
@@ -32,7 +33,7 @@ pub struct ModelRecord {
     /// Name of the file or folder.
     pub name: String,
     pub family: String,
-    /// Type of the weights on the device.
+    /// Types of the weights on the device; with blocks of quantised files, these are packed.
     pub weights: String,
     /// Type of cached keys and values.
     pub cache: String,
@@ -60,7 +61,7 @@ impl Origin {
             model: ModelRecord {
                 name: name(file),
                 family: model.config().family.model_type().into(),
-                weights: options.weights.name().into(),
+                weights: matrices(model),
                 cache: options.cache.name().into(),
             },
             text: TextRecord { file: shown(text.0, root), tokens: text.1 },

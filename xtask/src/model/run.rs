@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use attn_model::attn_wgpu::sample::Sampling;
 use attn_model::{AttentionPolicy, Error, Generate, Message, Model, Session, Source};
 
-use super::loaded::{ModelArgs, device, read, tokenizer};
+use super::loaded::{ModelArgs, device, matrices, read, tokenizer};
 use super::policies::Choice;
 use super::{bar, mib};
 use crate::bench::table::markdown;
@@ -98,11 +98,12 @@ pub fn main(args: &Args) -> Result<()> {
     let (first, all) = (first.unwrap_or_default().as_secs_f64(), start.elapsed().as_secs_f64());
     eprintln!(
         "prompt: {} tokens in {first:.2} s, {:.1} tokens/s, compiling included\ntext: {count} tokens, {:.1} tokens/s\n\
-         memory: {} of weights, {} of keys and values, {} at most",
+         memory: {} of weights in {}, {} of keys and values, {} at most",
         prompt.len(),
         prompt.len() as f64 / first,
         (count.max(1) - 1) as f64 / (all - first).max(1e-9),
         mib(model.bytes()),
+        matrices(&model),
         mib(session.bytes()),
         mib(gpu.memory().peak),
     );

@@ -6,11 +6,14 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use attn_core::Mask;
 use attn_core::testing::{Capture, TensorFile};
+use attn_model::Source;
 use attn_model::attn_wgpu::{Error, Gpu};
 use clap::Parser;
 use serde_json::Value;
 
 use super::fetch::SMOLLM2;
+use super::info::memory;
+use super::{Dtype, WeightsAs};
 
 #[derive(Parser)]
 struct Line {
@@ -122,6 +125,61 @@ fn perplexity_with_blocks_left_out() {
     fs::remove_dir_all(&folder).unwrap();
     let ratio = |number: usize| report["policies"][number]["ratio"].as_f64().unwrap();
     assert!((ratio(1) - 1.0).abs() < 1e-4 && (ratio(2) - 1.0).abs() > 1e-3, "{report}");
+}
+
+/// Weights of a quantised file stay packed unless something else is asked for, under every policy.
+#[test]
+fn packed_weights_under_every_policy() {
+    if !has_device() {
+        return;
+    }
+    let folder = scratch("packed");
+    let (model, moby) = (models().join("../gguf/tiny-llama-mixed.gguf"), moby());
+    let policies =
+        ["dense", r#"flexprefill:{"block":8,"min_budget":null,"gamma":1.5}"#, r#"sink-window:{"window":9}"#];
+    let named = policies.iter().flat_map(|policy| ["--policy", *policy]);
+    let ppl = |name: &str, weights: &[&str]| {
+        let out = folder.join(name);
+        let files = ["--model", text(&model), "--text", text(&moby), "--json", text(&out)];
+        let same = ["ppl", "--window", "60", "--tokens", "60"];
+        let named: Vec<_> = named.clone().collect();
+        run(&[&same[..], &files, &named, weights].concat()).unwrap();
+        json(&out)
+    };
+    let (packed, exact) = (ppl("packed.json", &[]), ppl("f32.json", &["--weights", "f32"]));
+    let words = ["--model", text(&model), "--prompt", "Call me", "--max-tokens", "4"];
+    run(&[&["run"], &words[..]].concat()).unwrap();
+    run(&["info", "--model", text(&model)]).unwrap();
+    fs::remove_dir_all(&folder).unwrap();
+
+    let weights =
+        |report: &Value| report["origin"]["model"]["weights"].as_str().unwrap().to_owned();
+    assert!(weights(&packed).contains("Q4_0") && weights(&exact) == "f32", "{packed}");
+    for number in 0..policies.len() {
+        let nll = |report: &Value| floats(&report["policies"][number]["windows"][0]["nll"]);
+        // What is not packed is in f16.
+        for (a, b) in nll(&packed).iter().zip(nll(&exact)) {
+            assert!((a - b).abs() < 2e-2, "{a}, {b}");
+        }
+    }
+}
+
+#[test]
+fn memory_is_told_before_loading() {
+    let mixed = models().join("../gguf/tiny-llama-mixed.gguf");
+    let told = |path: &Path, weights| {
+        let source = Source::open(path).unwrap();
+        memory(&source, weights, Dtype::F16, 100)
+    };
+    let all = told(&mixed, None);
+    assert_eq!(all.matches("on the device, ").count(), 3, "{all}");
+    assert!(all.starts_with("on the device, packed\n") && all.contains(", packed\n  "), "{all}");
+    assert!(all.contains("with keys and values of 100 tokens, 0.0 MiB in f16"), "{all}");
+    assert!(all.contains("with keys and values of 512 tokens, 0.1 MiB in f16"), "{all}");
+    let one = told(&mixed, Some(WeightsAs::Bf16));
+    assert!(one.starts_with("on the device, bf16\n") && one.contains("  bf16 "), "{one}");
+    let folder = told(&models().join("tiny-llama"), None);
+    assert!(folder.starts_with("on the device, f16\n"), "{folder}");
 }
 
 #[test]

@@ -235,7 +235,7 @@ fn extremes_half_types_and_strides() {
     let targets = ScoreTargets { dq: None, dk: Some(&only) };
     method.doc_scores_backward_into(&saved, &d, targets).unwrap();
     let narrow = ops::convert(&grads.dk, DType::F32).unwrap();
-    let off = floats(&only).iter().zip(floats(&narrow)).map(|(a, b)| (a - b).abs());
+    let off = floats(&only).into_iter().zip(floats(&narrow)).map(|(a, b)| (a - b).abs());
     assert!(off.fold(0.0, f32::max) <= 1e-2);
 
     // Logits of several hundred: a document takes it all, and nothing overflows.
