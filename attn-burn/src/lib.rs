@@ -16,7 +16,9 @@ pub mod ops;
 
 pub use apply::{Inputs, Outputs, apply};
 pub use attn_aaren;
+pub use attn_blockrank;
 pub use attn_core::{self, dense, plan};
+pub use attn_dare;
 pub use attn_flowformer;
 pub use attn_lightning;
 pub use attn_routing;

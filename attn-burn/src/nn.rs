@@ -3,6 +3,7 @@
 
 mod aaren;
 mod attention;
+mod dare;
 mod flowformer;
 mod lightning;
 mod plan;
@@ -11,6 +12,7 @@ mod titans;
 
 pub use self::aaren::{Aaren, AarenConfig};
 pub use self::attention::{Attention, AttentionConfig};
+pub use self::dare::{Clicks, Dare, DareConfig, DareHead, DareTables};
 pub use self::flowformer::{FlowAttention, FlowAttentionConfig};
 pub use self::lightning::{
     GatedLinearAttention, GatedLinearAttentionConfig, GatedLinearUnit, GatedLinearUnitConfig,

@@ -2,6 +2,8 @@
 
 mod aaren;
 mod attention;
+mod blockrank;
+mod dare;
 mod flowformer;
 mod lightning;
 mod plan;
@@ -16,6 +18,8 @@ use attn_wgpu::{DType, Gpu, Result, Tensor};
 
 pub use self::aaren::Aaren;
 pub use self::attention::{Attended, Attention};
+pub use self::blockrank::{BlockRank, Segments};
+pub use self::dare::{Dare, Embeddings, Features, Requests};
 pub use self::flowformer::Flowformer;
 pub use self::lightning::{Continued, Lightning};
 pub use self::plan::{Plan, PlanAttention};

@@ -167,6 +167,16 @@ impl Model {
         project(self.config(), self.weights_of(layer)?, hidden)
     }
 
+    /// What the projections of a layer, the first of which is 0, read: its norm of the residual stream in front
+    /// of it, `hidden` `[tokens, hidden]`, or of some of its rows. With it a caller projects by weights of his own.
+    ///
+    /// # Errors
+    /// As [`Model::project`].
+    pub fn normed(&self, layer: usize, hidden: &Tensor) -> Result<Tensor> {
+        let norm = &self.weights_of(layer)?.attention_norm;
+        Ok(rms_norm(hidden, norm, &rms(self.config()))?)
+    }
+
     /// The rotation of a layer's queries and keys.
     ///
     /// # Errors

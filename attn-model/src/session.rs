@@ -33,6 +33,8 @@ pub struct Session {
     prompt: usize,
     /// Whether the policy could not undo a pass that failed.
     is_broken: bool,
+    /// The first token that did not run through all layers, and the layers that all tokens ran through.
+    shallow: Option<(usize, usize)>,
 }
 
 impl Session {
@@ -82,6 +84,7 @@ impl Session {
             positions: Vec::new(),
             prompt: 0,
             is_broken: false,
+            shallow: None,
         })
     }
 
@@ -154,15 +157,32 @@ impl Session {
     /// As [`Session::forward`], [`attn_core::Error::Shape`] for another number of positions than of
     /// tokens, and those of the observer.
     pub fn forward_with(&mut self, tokens: &[u32], pass: Pass<'_>) -> Result<Tensor> {
-        let (layers, before, is_decode) = (self.caches.len(), self.len(), pass.is_decode);
+        self.keep_to(self.caches.len(), tokens, pass)
+    }
+
+    /// The residual stream behind the first `layer` layers, `[tokens, hidden]`, for `tokens` behind those so far,
+    /// which the session keeps: a long prompt in parts, where nobody needs the layers above. Until
+    /// [`Session::truncate`] has forgotten these tokens, no pass can go further than `layer`.
+    ///
+    /// # Errors
+    /// As [`Session::run_to`].
+    pub fn keep_to(&mut self, layer: usize, tokens: &[u32], pass: Pass<'_>) -> Result<Tensor> {
+        let (before, is_decode) = (self.len(), pass.is_decode);
+        self.check_layer(layer)?;
         self.check_positions(tokens, pass.positions)?;
-        let outcome = self.run(layers, tokens, pass);
+        let outcome = self.run(layer, tokens, pass);
         if outcome.is_err() {
             self.cut(before);
             // What the policy knows of the tokens that failed must go too.
             self.is_broken = self.policy.truncate(before).is_err();
-        } else if !is_decode {
+            return outcome;
+        }
+        if !is_decode {
             self.prompt = self.len();
+        }
+        if layer < self.caches.len() {
+            let (first, most) = self.shallow.unwrap_or((before, layer));
+            self.shallow = Some((first, most.min(layer)));
         }
         outcome
     }
@@ -173,10 +193,7 @@ impl Session {
     /// # Errors
     /// [`attn_core::Error::Config`] for a layer that the model lacks; as [`Session::forward_with`].
     pub fn run_to(&mut self, layer: usize, tokens: &[u32], pass: Pass<'_>) -> Result<Tensor> {
-        if layer > self.caches.len() {
-            let expected = format!("at most {} layers", self.caches.len());
-            return Err(attn_core::Error::config("layer", expected, layer).into());
-        }
+        self.check_layer(layer)?;
         self.check_positions(tokens, pass.positions)?;
         let (before, fork) = (self.len(), self.policy.fork()?);
         let policy = std::mem::replace(&mut self.policy, fork);
@@ -198,6 +215,7 @@ impl Session {
         self.policy.truncate(len)?;
         self.cut(len);
         self.is_broken = false;
+        self.shallow = self.shallow.filter(|(first, _)| *first < len);
         Ok(())
     }
 
@@ -250,6 +268,19 @@ impl Session {
             all.extend(scores.into_iter().map(|score| -score));
         }
         Ok(all)
+    }
+
+    /// Whether a pass can go through so many layers: earlier tokens did.
+    fn check_layer(&self, layer: usize) -> Result<()> {
+        let (most, why) = match self.shallow {
+            Some((first, most)) => (most, format!(", as the tokens from number {first} on")),
+            None => (self.caches.len(), String::new()),
+        };
+        if layer > most {
+            let expected = format!("at most {most} layers{why}");
+            return Err(attn_core::Error::config("layer", expected, layer).into());
+        }
+        Ok(())
     }
 
     /// Position of the next token.

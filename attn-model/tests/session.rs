@@ -243,3 +243,37 @@ fn two_thousand_tokens_in_steady_memory_one_submission_each() {
     assert_eq!(gpu.memory().allocations, memory.allocations);
     assert_eq!(gpu.memory().in_use, memory.in_use);
 }
+
+/// Tokens that are kept up to some layer are there for later passes up to it, and only for those.
+#[test]
+fn tokens_are_kept_up_to_a_layer() {
+    let Some(model) = model("tiny-llama") else { return };
+    let ids = text(40, model.config().vocabulary);
+    let hidden = |tensor: attn_wgpu::Tensor| tensor.to_vec::<f32>().unwrap();
+    let whole = hidden(model.session(0).unwrap().run_to(1, &ids, Pass::new()).unwrap());
+    let mut session = model.session(0).unwrap();
+    let mut parts = hidden(session.keep_to(1, &ids[..15], Pass::new()).unwrap());
+    parts.extend(hidden(session.keep_to(1, &ids[15..30], Pass::new()).unwrap()));
+    parts.extend(hidden(session.run_to(1, &ids[30..], Pass::new()).unwrap()));
+    assert_eq!(session.len(), 30);
+    near("parts", &parts, &whole);
+    for error in [
+        session.forward(&ids[30..]).unwrap_err(),
+        session.fork().unwrap().run_to(2, &ids[30..], Pass::new()).unwrap_err(),
+    ] {
+        let expected = "expected at most 1 layers, as the tokens from number 0 on";
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+    session.truncate(0).unwrap();
+    assert_eq!(
+        logits(&mut session, &ids),
+        logits(&mut model.session(0).unwrap(), &ids),
+        "forgotten tokens leave nothing behind"
+    );
+    // The norm is what the layer projects.
+    let stream = session.run_to(0, &ids, Pass::new()).unwrap();
+    let normed = model.normed(0, &stream).unwrap();
+    let squares: f32 = normed.to_vec::<f32>().unwrap().iter().map(|x| x * x).sum();
+    assert!(normed.shape() == stream.shape() && squares > 0.0);
+    assert!(model.normed(99, &stream).is_err());
+}

@@ -10,6 +10,7 @@
 //! Further features reach every paper that is on and has them: `model`, `serde`, and the back-ends `vulkan`, `metal` and
 //! `dx12`, which are on by default. Each module re-exports the types that all share, such as `Gpu` and
 //! `Tensor`.
+#![cfg_attr(all(doctest, feature = "blockrank"), doc = include_str!("../README.md"))]
 
 #[cfg(feature = "blockrank")]
 pub use attn_blockrank as blockrank;

@@ -1,6 +1,11 @@
-//! Rows of a table by number.
+//! Rows of a table by number, and sums into them.
+
+pub(crate) mod scatter;
+
+pub use self::scatter::{RowLists, ScatterRows, scatter_add_rows};
 
 use crate::error::Result;
+use crate::gpu::Gpu;
 use crate::kernel::{Call, KernelSource};
 use crate::rows::{self, row_kernel};
 use crate::tensor::{DType, Tensor};
@@ -68,6 +73,10 @@ fn check(table: &Tensor, ids: &Tensor) -> Result<()> {
     if table.shape().len() != 2 {
         return Err(attn_core::Error::shape("table", "[rows, width]", table.shape()).into());
     }
+    check_ids(ids, gpu)
+}
+
+fn check_ids(ids: &Tensor, gpu: &Gpu) -> Result<()> {
     rows::check_device("ids", ids, gpu)?;
     rows::check_form("ids", ids, ids.shape(), DType::U32)?;
     if ids.shape().len() > 3 {

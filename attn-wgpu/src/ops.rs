@@ -20,6 +20,7 @@ pub const SNIPPETS: &[(&str, &str)] = &[
     ("linear", include_str!("../kernels/linear.wgsl")),
     ("activation", include_str!("../kernels/activation.wgsl")),
     ("copy_places", include_str!("../kernels/copy_places.wgsl")),
+    ("keys", include_str!("../kernels/keys.wgsl")),
 ];
 
 const FILL: KernelSource =

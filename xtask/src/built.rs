@@ -1,9 +1,11 @@
-//! Tests and examples that cargo has built, run one by one.
+//! Tests and examples that cargo has built, as commands of their own.
 //!
 //! `cargo test -p one-crate` may choose other features for shared dependencies than `cargo test --workspace`
 //! does, and then builds wgpu a second time. The stages that repeat some tests with other settings therefore
 //! ask for the same build as the stage of all tests, and start the programs that they want from it.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 
 use anyhow::{Context, Result, bail};
@@ -61,40 +63,67 @@ pub fn cargo_test(workspace: &Workspace) -> Cmd {
     Cmd::new("cargo test").args(workspace.selection()).args(test_features(members))
 }
 
-/// The commands behind a pick. Builds first, which is quick where the stage of all tests went before.
-pub fn commands(workspace: &Workspace, pick: &Pick) -> Result<Vec<Cmd>> {
-    let member = workspace.members.iter().find(|m| m.name == pick.member);
-    let dir = member.map_or("", |m| m.dir.as_str());
-    let command = |(_, path): (String, String)| {
-        let cmd = Cmd::program(&path).args(pick.args.clone());
-        let add = |cmd: Cmd, (name, value): &(&str, String)| cmd.env(name, value);
-        pick.env.iter().fold(cmd, add).within(dir)
-    };
-    Ok(programs(workspace, pick)?.into_iter().map(command).collect())
+/// The commands behind picks. Builds first, which is quick where the stage of all tests went before.
+pub fn commands(workspace: &Workspace, picks: &[&Pick]) -> Result<Vec<Cmd>> {
+    let mut built: BTreeMap<String, Vec<Artifact>> = BTreeMap::new();
+    let mut commands = Vec::new();
+    for pick in picks {
+        let member = workspace.members.iter().find(|m| m.name == pick.member);
+        let dir = member.map_or("", |m| m.dir.as_str());
+        let build = build_of(workspace, pick);
+        let built = match built.entry(build.to_string()) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(artifacts(workspace, build)?),
+        };
+        let command = |(_, path): (String, String)| {
+            let cmd = Cmd::program(&path).args(pick.args.clone());
+            let add = |cmd: Cmd, (name, value): &(&str, String)| cmd.env(name, value);
+            pick.env.iter().fold(cmd, add).within(dir)
+        };
+        commands.extend(of(workspace, built, pick)?.into_iter().map(command));
+    }
+    Ok(commands)
 }
 
 /// Names and paths of the programs of a pick, which are built first.
 pub fn programs(workspace: &Workspace, pick: &Pick) -> Result<Vec<(String, String)>> {
-    let build =
-        cargo_test(workspace).arg("--no-run").arg("--message-format=json-render-diagnostics");
+    of(workspace, &artifacts(workspace, build_of(workspace, pick))?, pick)
+}
+
+/// All tests at once, or those of a member that plain builds leave out.
+fn build_of(workspace: &Workspace, pick: &Pick) -> Cmd {
+    match workspace.members.iter().find(|m| m.name == pick.member && !m.default) {
+        Some(member) => Cmd::new("cargo test -p").arg(&member.name),
+        None => cargo_test(workspace),
+    }
+}
+
+fn artifacts(workspace: &Workspace, build: Cmd) -> Result<Vec<Artifact>> {
+    let build = build.arg("--no-run").arg("--message-format=json-render-diagnostics");
     println!("$ {build}");
     let output = build.read_aloud(&workspace.root)?;
+    let mut artifacts = Vec::new();
+    for message in Message::parse_stream(output.as_bytes()) {
+        if let Message::CompilerArtifact(artifact) = message.context("reading cargo's messages")? {
+            artifacts.push(artifact);
+        }
+    }
+    Ok(artifacts)
+}
+
+/// Names and paths of the programs of a pick, among what was built.
+fn of(workspace: &Workspace, built: &[Artifact], pick: &Pick) -> Result<Vec<(String, String)>> {
     let member = workspace.members.iter().find(|m| m.name == pick.member);
     let dir = member.map_or("", |m| m.dir.as_str());
     let manifest = workspace.root.join(dir).join("Cargo.toml");
-    let mut programs = Vec::new();
-    for message in Message::parse_stream(output.as_bytes()) {
-        let Message::CompilerArtifact(artifact) = message.context("reading cargo's messages")?
-        else {
-            continue;
-        };
-        if artifact.manifest_path != manifest || !wanted(&artifact, &pick.programs) {
-            continue;
-        }
-        if let Some(program) = &artifact.executable {
-            programs.push((artifact.target.name.clone(), program.to_string()));
-        }
-    }
+    let chosen = built
+        .iter()
+        .filter(|artifact| artifact.manifest_path == manifest && wanted(artifact, &pick.programs));
+    let programs: Vec<_> = chosen
+        .filter_map(|artifact| {
+            Some((artifact.target.name.clone(), artifact.executable.as_ref()?.to_string()))
+        })
+        .collect();
     if programs.is_empty() {
         bail!(
             "cargo did not build anything for {pick}; does it require more features than tests have?"
@@ -150,6 +179,15 @@ mod tests {
 
     #[test]
     fn one_build_for_all() {
+        let pick = |member: &str| Pick {
+            member: member.into(),
+            programs: Programs::AllTests,
+            args: Vec::new(),
+            env: Vec::new(),
+        };
+        let build = |member| build_of(&sample(), &pick(member)).to_string();
+        assert_eq!(build("attn-wgpu"), cargo_test(&sample()).to_string());
+        assert_eq!(build("attn-burn"), "cargo test -p attn-burn");
         assert_eq!(
             cargo_test(&sample()).to_string(),
             "cargo test --workspace --exclude attn-burn \

@@ -1,7 +1,7 @@
 //! Child processes that are printed before they run.
 
 use std::fmt;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::thread::{self, JoinHandle};
@@ -85,6 +85,29 @@ impl Cmd {
             bail!("`{self}` failed ({status})");
         }
         Ok(())
+    }
+
+    /// Prints the command, runs it, and prints what it wrote, in one piece, once it has ended: for commands that run
+    /// side by side.
+    pub fn run_aside(&self, dir: &Path) -> Result<()> {
+        println!("$ {self}");
+        let start = Instant::now();
+        let (mut reader, writer) = io::pipe()?;
+        let mut process = self.process(dir);
+        process.stdout(writer.try_clone()?).stderr(writer);
+        let mut child = process.spawn().with_context(|| self.not_started())?;
+        // It holds the ends of the pipe that are written to; with them, reading would never end.
+        drop(process);
+        let mut output = Vec::new();
+        // What came before an error is all there is.
+        let _ = reader.read_to_end(&mut output);
+        let status = child.wait()?;
+        let (output, seconds) = (String::from_utf8_lossy(&output), start.elapsed().as_secs_f64());
+        println!("{output}({seconds:.1} s: {self})");
+        match status.success() {
+            true => Ok(()),
+            false => bail!("`{self}` failed ({status})"),
+        }
     }
 
     /// Runs the command silently and returns what it wrote to standard output.
@@ -208,6 +231,16 @@ mod tests {
     fn failure_names_the_command() {
         let error = Cmd::new("cargo no-such-command").read(Path::new(".")).unwrap_err();
         assert!(error.to_string().contains("cargo no-such-command"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn both_outputs_are_shown_and_failures_told() {
+        let here = Path::new(".");
+        Cmd::new("seq 1 100000").run_aside(here).unwrap();
+        let error = Cmd::new("ls no-such-file").run_aside(here).unwrap_err();
+        assert!(error.to_string().contains("`ls no-such-file` failed"), "{error}");
+        assert!(Cmd::new("no-such-program").run_aside(here).is_err());
     }
 
     #[cfg(unix)]

@@ -7,6 +7,7 @@ mod bench;
 mod built;
 mod check;
 mod cmd;
+mod data;
 mod driver;
 mod model;
 mod mutate;
@@ -40,6 +41,7 @@ enum Command {
     Report(bench::merge::Args),
     Tune(bench::tune::Args),
     Model(model::Args),
+    Data(data::Args),
 }
 
 fn main() -> ExitCode {
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         Command::Report(args) => bench::merge::main(&args),
         Command::Tune(args) => bench::tune::main(&args),
         Command::Model(args) => model::main(&args),
+        Command::Data(args) => data::main(&args),
     };
     // The causes, without a backtrace: the command that failed is what helps.
     match result {

@@ -302,11 +302,17 @@ fn outside(ws: &Workspace, env: &[(&'static str, String)]) -> Vec<Step> {
         // With the examples, dependencies have the features that clippy has just checked them with.
         let docs = cmd("cargo doc").args(words("--no-deps --all-features --lib --examples"));
         let docs = docs.env("RUSTDOCFLAGS", "-D warnings");
+        let tests = Pick {
+            member: member.name.clone(),
+            programs: Programs::AllTests,
+            args: Vec::new(),
+            env: env.to_vec(),
+        };
         // Examples are built with the tests, and the quickstart runs as the example of the README.
-        [clippy, docs, with(cmd("cargo test"), env)]
+        let doc = with(cmd("cargo test").arg("--doc"), env);
+        [Step::Run(clippy), Step::Run(docs), Step::Run(doc), Step::Built(tests)]
     };
-    let steps: Vec<_> =
-        ws.members.iter().filter(|m| !m.default).flat_map(of).map(Step::Run).collect();
+    let steps: Vec<_> = ws.members.iter().filter(|m| !m.default).flat_map(of).collect();
     if steps.is_empty() {
         return vec![Step::Skip("every member is built by default".into())];
     }
@@ -352,8 +358,8 @@ mod tests {
         let env = "ATTN_POISON=1 LP_NATIVE_VECTOR_WIDTH=256 MESA_SHADER_CACHE_DIR=cache/8 ";
         assert!(tests.iter().all(|line| line.starts_with(env)), "{tests:?}");
         assert!(tests[0].ends_with("(built tests of attn-core)"));
-        assert!(tests[1].contains("(built tests but `attention`, `backward`"), "{}", tests[1]);
-        assert!(tests[2].contains("GALLIVM_PERF=nopt (built tests `attention`, `backward`"));
+        assert!(tests[1].contains("GALLIVM_PERF=nopt (built tests `attention`, `backward`"));
+        assert!(tests[2].contains("(built tests but `attention`, `backward`"), "{}", tests[2]);
         assert_eq!(tests.len(), 7);
         assert!(tests[6].ends_with(
             "cargo test --workspace --exclude attn-burn \
@@ -390,12 +396,13 @@ mod tests {
     fn members_outside_the_default_have_a_stage_of_their_own() {
         let stages = list(true);
         let burn = lines(&stages, "burn");
-        assert_eq!(burn.len(), 3);
+        assert_eq!(burn.len(), 4);
         assert_eq!(
             burn[0],
             "cargo clippy -p attn-burn --all-targets --all-features -- -D warnings"
         );
-        assert!(burn[2].ends_with("MESA_SHADER_CACHE_DIR=cache/8 cargo test -p attn-burn"));
+        assert!(burn[2].ends_with("MESA_SHADER_CACHE_DIR=cache/8 cargo test -p attn-burn --doc"));
+        assert!(burn[3].ends_with("MESA_SHADER_CACHE_DIR=cache/8 (built tests of attn-burn)"));
         let others = stages.iter().filter(|stage| stage.name != "burn");
         let mut others = others.flat_map(|stage| lines(&stages, stage.name));
         assert!(others.all(|line| !line.contains("-p attn-burn")));

@@ -2,6 +2,9 @@
 
 use std::fmt::Write;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -209,6 +212,7 @@ fn run_steps(
     let expected = expected.and_then(|found| expected_adapter(found, chosen));
     let folder = driver.and(ways.folder.as_ref());
     let mut outcome = Outcome::Skipped;
+    let mut picks = Vec::new();
     for step in &stage.steps {
         match step {
             Step::Skip(why) => println!("skipped: {why}"),
@@ -218,26 +222,52 @@ fn run_steps(
                 outcome = Outcome::Ok;
             }
             Step::Run(cmd) => {
-                start(cmd.clone(), workspace, expected, folder)?;
+                prepare(cmd.clone(), expected, folder)?.run(&workspace.root)?;
                 outcome = Outcome::Ok;
             }
-            Step::Built(pick) => {
-                for cmd in built::commands(workspace, pick)? {
-                    start(cmd, workspace, expected, folder)?;
-                }
-                outcome = Outcome::Ok;
-            }
+            Step::Built(pick) => picks.push(pick),
         }
     }
-    Ok(outcome)
+    if picks.is_empty() {
+        return Ok(outcome);
+    }
+    let built = built::commands(workspace, &picks)?;
+    let commands = built.into_iter().map(|cmd| prepare(cmd, expected, folder));
+    let commands: Vec<_> = commands.collect::<Result<_>>()?;
+    // A test program keeps little more than one core busy: the compiler of the software driver, behind one lock. On
+    // hardware they would share its memory.
+    let cores = thread::available_parallelism().map_or(1, |cores| cores.get());
+    let at_once = if driver.is_some_and(Found::software_only) { cores.min(4) } else { 1 };
+    side_by_side(&commands, at_once, |cmd| cmd.run_aside(&workspace.root))?;
+    Ok(Outcome::Ok)
 }
 
-fn start(
-    mut cmd: Cmd,
-    workspace: &Workspace,
-    expected: Option<&str>,
-    folder: Option<&Folder>,
+/// Does all of the work, so many pieces at once and in this order, up to the first failure, which it returns.
+fn side_by_side<T: Sync>(
+    work: &[T],
+    at_once: usize,
+    run: impl Fn(&T) -> Result<()> + Sync,
 ) -> Result<()> {
+    let (next, failure) = (AtomicUsize::new(0), Mutex::new(None));
+    let failed = || failure.lock().unwrap_or_else(PoisonError::into_inner);
+    thread::scope(|scope| {
+        for _ in 0..at_once.max(1) {
+            scope.spawn(|| {
+                while failed().is_none() {
+                    let Some(piece) = work.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
+                    if let Err(error) = run(piece) {
+                        failed().get_or_insert(error);
+                    }
+                }
+            });
+        }
+    });
+    let failure = failed().take();
+    failure.map_or(Ok(()), Err)
+}
+
+/// The command in its final form.
+fn prepare(mut cmd: Cmd, expected: Option<&str>, folder: Option<&Folder>) -> Result<Cmd> {
     if let Some(cache) = cmd.value("MESA_SHADER_CACHE_DIR") {
         // Mesa creates the last folder only.
         std::fs::create_dir_all(cache).with_context(|| format!("creating {cache}"))?;
@@ -248,7 +278,7 @@ fn start(
     if let Some(folder) = folder {
         cmd = folder.wrap(cmd);
     }
-    cmd.run(&workspace.root)
+    Ok(cmd)
 }
 
 /// The adapter on which continuous integration insists, so that tests cannot pass on a device nobody meant.
@@ -316,6 +346,32 @@ mod tests {
         use Outcome::{Failed, NotReached, Ok, Skipped};
         assert_eq!(outcomes(false), [Ok, Skipped, Failed, NotReached]);
         assert_eq!(outcomes(true), [Ok, Skipped, Failed, Ok]);
+    }
+
+    #[test]
+    fn side_by_side_everything_is_done_up_to_a_failure() {
+        for at_once in [1, 3, 20] {
+            let done = Mutex::new(Vec::new());
+            let work: Vec<_> = (0..10).collect();
+            let note = |n: &usize| {
+                done.lock().unwrap().push(*n);
+                if *n == 4 { bail!("four") } else { Ok(()) }
+            };
+            side_by_side(&work[..4], at_once, note).unwrap();
+            let mut first = std::mem::take(&mut *done.lock().unwrap());
+            first.sort();
+            assert_eq!(first, [0, 1, 2, 3]);
+            let error = side_by_side(&work, at_once, note).unwrap_err();
+            assert_eq!(error.to_string(), "four");
+            assert!(done.lock().unwrap().contains(&4));
+        }
+        let rest = Mutex::new(0);
+        let fails = |n: &usize| {
+            *rest.lock().unwrap() += 1;
+            if *n == 4 { bail!("four") } else { Ok(()) }
+        };
+        side_by_side(&(0..10).collect::<Vec<_>>(), 1, fails).unwrap_err();
+        assert_eq!(*rest.lock().unwrap(), 5, "nothing is begun behind a failure");
     }
 
     #[test]

@@ -247,6 +247,16 @@ fn attention(list: &mut List, capabilities: &Capabilities) {
     dims(capabilities).into_iter().for_each(|dims| backward(dims, &Choice::NOTHING));
     choices(&LOGITS).iter().for_each(|choice| backward(PAIRED, choice));
 
+    let mut transposed = |(dim_qk, dim_v), choice: &Choice| {
+        let variant = Variant::backward(dim_qk, dim_v, capabilities);
+        add(kernel!("attention_transposed", SNIPPETS), variant, choice, &[("BY_KEYS", true)]);
+    };
+    for (dim, dim_v) in dims(capabilities) {
+        // Few rows at once are what this kernel is mostly for.
+        [dim_v, 16].into_iter().for_each(|width| transposed((dim, width), &Choice::NOTHING));
+    }
+    choices(&LOGITS).iter().for_each(|choice| transposed(PAIRED, choice));
+
     let mut weights = |dim, choice: &Choice| {
         let variant = Variant::backward(dim, dim, capabilities);
         let constants = blocked(form(choice).constants(&variant));
@@ -328,6 +338,7 @@ mod tests {
             plain.forward_with(inputs, Want::nothing().with_column_sums())?;
             let output = plain.forward(inputs)?;
             plain.weights(inputs, &output.lse)?;
+            plain.transposed(&q, &k, &output.lse, &output.out)?;
             let saved = Saved::new(inputs.with_sinks(&sinks), &output.out, &output.lse);
             let cotangents = Cotangents { out: &output.out, lse: Some(&output.lse) };
             plain.backward(&saved, cotangents)?;
@@ -375,6 +386,7 @@ mod tests {
             "backward_q",
             "backward_kv",
             "columns",
+            "transposed",
             "weights",
             "merge",
             "delta",

@@ -14,6 +14,7 @@ mod merge;
 mod modifier;
 pub(crate) mod params;
 mod targets;
+mod transposed;
 pub(crate) mod variant;
 mod warm_up;
 mod weights;

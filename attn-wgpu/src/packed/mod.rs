@@ -5,7 +5,7 @@
 //! ```
 //!
 //! [`Packed`] is `W` `[N, K]`: what a row holds makes one output, as files have it. Weights are unpacked in
-//! registers, never to memory, so a product of few rows reads a quarter (4 bits) to a half (8 bits) of what
+//! registers, never to memory, so a product of few rows reads less than a third (4 bits) or about half (8 bits) of what
 //! weights in f16 take. [`gather_rows`] reads rows by number, for embeddings.
 //!
 //! **Layouts.** `a` is `[.., M, K]`, with up to two batch dimensions in front, and is packed first, by a
@@ -57,6 +57,7 @@ pub fn matmul(a: &Tensor, weight: &Packed, epilogue: &Epilogue<'_>) -> Result<Te
         return Err(attn_core::Error::config("accumulate", expected, got).into());
     }
     let shape = shape_of(a, weight)?;
+    rows::check_float("a", a.dtype())?;
     let dtype = epilogue.dtype.unwrap_or(a.dtype());
     rows::check_float("dtype", dtype)?;
     let out = Tensor::uninit(a.gpu(), &shape, dtype)?;

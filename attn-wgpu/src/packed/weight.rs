@@ -86,7 +86,7 @@ impl Packed {
     /// that the matrix does not have; errors of the device.
     pub fn write_rows(&self, first: usize, blocks: &[u8]) -> Result<()> {
         let bytes = self.row_bytes();
-        let count = if bytes == 0 { 0 } else { blocks.len() / bytes };
+        let count = blocks.len().checked_div(bytes).unwrap_or(0);
         if count * bytes != blocks.len() {
             let expected = format!("whole rows of {bytes} bytes");
             let got = format!("{} bytes", blocks.len());

@@ -4,7 +4,7 @@ use super::{Sharing, elementwise, storage};
 use crate::activation::Activation;
 use crate::capabilities::Capabilities;
 use crate::elementwise::{Function, MAP};
-use crate::embedding::GATHER_ROWS;
+use crate::embedding::{GATHER_ROWS, scatter};
 use crate::kernel::{Constants, KernelSource};
 use crate::norm::{self, NORM, simple::SIMPLE};
 use crate::ops;
@@ -24,6 +24,7 @@ pub(crate) fn variants(capabilities: &Capabilities) -> Vec<Variant> {
     maps(&mut list, capabilities);
     reductions(&mut list, capabilities);
     choices(&mut list, capabilities);
+    scatters(&mut list, capabilities);
     list
 }
 
@@ -79,6 +80,22 @@ fn reductions(list: &mut Vec<Variant>, capabilities: &Capabilities) {
                     .flag("SOFT_CAP", cap);
                 let flags = format!("target {target}, soft cap {cap}");
                 list.push((LOG_SOFTMAX, constants, words(&sharing, source, &flags)));
+            }
+        }
+    }
+}
+
+fn scatters(list: &mut Vec<Variant>, capabilities: &Capabilities) {
+    let (constants, _) = scatter::constants(capabilities, super::ITEMS);
+    list.push((scatter::COUNTS, constants, "any".into()));
+    for dtype in TYPES {
+        for bits in 0..8u8 {
+            let (weights, pieces, accumulate) = (bits & 1 > 0, bits & 2 > 0, bits & 4 > 0);
+            let flags = scatter::Flags { weights, pieces, accumulate };
+            let words = format!("{}, {flags:?}", dtype.name());
+            list.push((scatter::ROWS, flags.constants(capabilities, dtype), words.clone()));
+            if !pieces && !accumulate {
+                list.push((scatter::PIECES, flags.constants(capabilities, dtype), words));
             }
         }
     }
@@ -183,6 +200,12 @@ mod tests {
             ops::add(&x, &x)?;
             ops::gated(&x, &x, Activation::Silu)?;
             embedding::gather_rows(&x, &numbers, 1.0, DType::BF16)?;
+            embedding::scatter_add_rows(&numbers, &x, 2)?;
+            let many = Tensor::zeros(gpu, &[300], DType::U32)?;
+            let lists = embedding::RowLists::new(&many, 2)?;
+            let weights = Tensor::zeros(gpu, &[300], DType::F32)?;
+            let call = embedding::ScatterRows::new(&x).with_weights(&weights);
+            lists.sum_into(call.accumulating(), &lists.sum(call)?)?;
         }
         for dims in [6, 8] {
             let x = Tensor::zeros(gpu, &[1, 2, 3, 8], DType::F32)?;

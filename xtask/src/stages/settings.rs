@@ -32,9 +32,10 @@ pub fn all(ws: &Workspace, env: Vec<Variable>) -> Vec<Step> {
     let mut steps = Vec::new();
     for member in ws.members.iter().filter(|m| m.default) {
         if member.name == "attn-wgpu" {
-            steps.push(pick(&member.name, Programs::TestsBut(long()), &[], &env));
+            // The long ones first: programs run side by side, and none should be left alone at the end.
             let quick = [&env[..], &[quick_compiler()]].concat();
             steps.push(pick(&member.name, Programs::Tests(long()), &[], &quick));
+            steps.push(pick(&member.name, Programs::TestsBut(long()), &[], &env));
         } else {
             steps.push(pick(&member.name, Programs::AllTests, &[], &env));
         }

@@ -1,0 +1,186 @@
+//! A model, its training, and how it is judged.
+
+use attn_burn::attn_dare::data::{Dataset, Sample, auc};
+use attn_burn::attn_dare::{Config, Widths};
+use attn_burn::nn::{Dare, DareConfig, DareTables};
+use attn_burn::ops::{Embeddings, Requests};
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::optim::{AdamConfig, GradientsParams, ModuleOptimizer};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use fastrand::Rng;
+
+use crate::plain;
+
+pub type Failure = Box<dyn std::error::Error>;
+
+const RATE: f64 = 1e-2;
+const BATCH: usize = 512;
+/// Width of each table that is pooled.
+const WIDTH: usize = 16;
+/// Behaviours that the search keeps.
+const KEEP: usize = 10;
+/// Factor of the squares of weights.
+const DECAY: f64 = 1e-6;
+
+#[derive(Debug, Clone, Copy)]
+pub struct Kind {
+    /// Whether search and representation share their tables.
+    pub tied: bool,
+    /// Width of each table that searches.
+    pub attention: usize,
+}
+
+impl Kind {
+    /// Of all tables.
+    pub fn bytes(self, set: &Dataset) -> usize {
+        let width = WIDTH + if self.tied { 0 } else { self.attention };
+        4 * width * set.rows().iter().sum::<usize>()
+    }
+}
+
+/// The epoch that was best on validation events.
+pub struct Best {
+    pub epoch: usize,
+    pub valid: f64,
+    pub test: f64,
+}
+
+/// Training, and its losses so far.
+struct Run<'a> {
+    model: Dare,
+    optimizer: ModuleOptimizer,
+    set: &'a Dataset,
+    device: &'a Device,
+    random: Rng,
+    losses: Vec<Tensor<1>>,
+}
+
+pub fn train(
+    kind: Kind,
+    set: &Dataset,
+    device: &Device,
+    seed: u64,
+    epochs: usize,
+) -> Result<Best, Failure> {
+    let mut run = Run::new(kind, set, device, seed)?;
+    let mut best: Option<Best> = None;
+    for epoch in 1..=epochs {
+        run.epoch(usize::MAX, false)?;
+        let model = run.model.valid();
+        let area = |samples| run.area(&model, samples);
+        let found = Best { epoch, valid: area(&set.valid)?, test: area(&set.test)? };
+        if best.as_ref().is_none_or(|best| found.valid > best.valid) {
+            best = Some(found);
+        }
+    }
+    best.ok_or_else(|| "no epoch".into())
+}
+
+/// Largest relative difference of the first losses by kernels and by definition.
+pub fn difference(
+    kind: Kind,
+    set: &Dataset,
+    device: &Device,
+    seed: u64,
+    steps: usize,
+) -> Result<f64, Failure> {
+    let losses = |by_definition: bool| -> Result<Vec<f32>, Failure> {
+        let mut run = Run::new(kind, set, device, seed)?;
+        run.epoch(steps, by_definition)?;
+        let losses = Tensor::cat(run.losses, 0);
+        Ok(losses.into_data().try_to_vec::<f32>()?)
+    };
+    let (own, defined) = (losses(false)?, losses(true)?);
+    let apart = own.iter().zip(&defined).map(|(own, defined)| (own - defined).abs() / defined);
+    Ok(apart.fold(0.0f32, f32::max).into())
+}
+
+impl<'a> Run<'a> {
+    fn new(kind: Kind, set: &'a Dataset, device: &'a Device, seed: u64) -> Result<Self, Failure> {
+        device.seed(seed);
+        let widths = (Widths::each(kind.attention), Widths::each(WIDTH));
+        let config = Config::new().with_widths(widths.0, widths.1).with_keep(KEEP);
+        let extents = DareConfig::new(set.items, set.categories, set.length).with_tied(kind.tied);
+        let model = extents.init(config, device)?;
+        // Burn draws weights when they are first looked at: for kernels and definition in one order.
+        model.visit(&mut Look);
+        let random = Rng::with_seed(seed);
+        let optimizer = AdamConfig::new().init();
+        Ok(Run { model, optimizer, set, device, random, losses: Vec::new() })
+    }
+
+    fn epoch(&mut self, steps: usize, by_definition: bool) -> Result<(), Failure> {
+        let samples = self.set.shuffled(&mut self.random);
+        for samples in samples.chunks(BATCH).take(steps) {
+            let (requests, labels) = batch(self.set, samples, self.device);
+            let loss = match by_definition {
+                true => defined(&self.model, &requests, labels),
+                false => self.model.loss(requests, labels, DECAY)?,
+            };
+            self.losses.push(loss.clone().detach());
+            let gradients = GradientsParams::from_grads(loss.backward(), &self.model);
+            self.model = self.optimizer.step(RATE, self.model.clone(), gradients);
+        }
+        Ok(())
+    }
+
+    /// Area under the curve.
+    fn area(&self, model: &Dare, samples: &[Sample]) -> Result<f64, Failure> {
+        let device = self.device.clone().inner();
+        let mut scores = Vec::new();
+        for samples in samples.chunks(2 * BATCH) {
+            let (requests, _) = batch(self.set, samples, &device);
+            let clicks = model.forward(requests)?.main.narrow(1, 0, 1);
+            scores.extend(clicks.into_data().try_to_vec::<f32>()?);
+        }
+        let clicked: Vec<bool> = samples.iter().map(|sample| sample.clicked).collect();
+        Ok(auc(&scores, &clicked)?.ok_or("no clicks, or nothing else")?)
+    }
+}
+
+struct Look;
+
+impl ModuleVisitor for Look {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        param.val();
+    }
+}
+
+/// Requests, and labels `[samples, 2]`.
+fn batch(set: &Dataset, samples: &[Sample], device: &Device) -> (Requests, Tensor<2>) {
+    let (batch, label) = set.batch(samples);
+    let [count, length] = [samples.len(), set.length];
+    let ids = |ids: Vec<i32>| Tensor::<1, Int>::from_data(TensorData::from(&ids[..]), device);
+    let one = |of: &ndarray::Array1<u32>| ids(of.iter().map(|id| *id as i32).collect());
+    let many = |of: &ndarray::Array2<u32>| {
+        ids(of.iter().map(|id| *id as i32).collect()).reshape([count, length])
+    };
+    let requests = Requests::new(
+        one(&batch.item),
+        one(&batch.category),
+        many(&batch.history_item),
+        many(&batch.history_category),
+    );
+    let labels =
+        label.iter().flat_map(|class| if *class == 0 { [1.0f32, 0.0] } else { [0.0, 1.0] });
+    let labels = TensorData::new(labels.collect(), [count, 2]);
+    (requests, Tensor::from_data(labels, device))
+}
+
+/// The loss with features by their definition.
+fn defined(model: &Dare, requests: &Requests, labels: Tensor<2>) -> Tensor<1> {
+    let stage = |tables: &DareTables| Embeddings {
+        item: tables.item.val(),
+        category: tables.category.val(),
+        time: tables.time.val(),
+    };
+    let representation = stage(&model.representation);
+    let attention = model.attention.as_ref().map_or_else(|| representation.clone(), stage);
+    let config = model.search().config();
+    let [main, all] = plain::features(&attention, &representation, requests, config);
+    let [count, _] = labels.dims();
+    let of = |p: Tensor<2>| (p.log() * labels.clone()).sum() / -(count as f64);
+    of(model.main.forward(main))
+        + of(model.auxiliary.forward(all))
+        + (model.main.squares() + model.auxiliary.squares()) * DECAY
+}

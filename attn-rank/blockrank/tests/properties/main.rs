@@ -1,0 +1,6 @@
+//! Laws of the reference, and the device against it.
+
+mod device;
+mod edges;
+mod laws;
+mod support;
