@@ -50,7 +50,7 @@ fn main() -> Result<(), Error> {
 
     // The head, its loss, and gradients of everything.
     let linear = |seed, outputs, inputs| reference::Linear {
-        weight: table(seed, outputs, inputs),
+        weight: table(seed, outputs, inputs) * 0.1,
         bias: Array1::zeros(outputs),
     };
     let parameters = reference::Head {

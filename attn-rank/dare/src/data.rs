@@ -238,4 +238,73 @@ mod tests {
         assert!(row[..set.length - 2].iter().all(|&item| item == 0));
         assert_eq!(row[set.length - 1], set.users[short.user][1].item);
     }
+
+    fn folder(name: &str) -> std::path::PathBuf {
+        let folder = std::env::temp_dir().join(format!("attn-dare-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        folder
+    }
+
+    /// A click is a good rating; what was liked before is the history.
+    #[test]
+    fn ratings_of_lecturers() {
+        let path = folder("insteval").join("ratings.tsv");
+        let head = "student\tlecturer\tstudage\tlectage\tservice\tdept\trating\tsplit\n";
+        let rows = "s\ta\t2\t2\t0\t7\t5\ttrain\ns\tb\t2\t2\t0\t8\t2\ttrain\n\
+                    s\tc\t2\t1\t0\t7\t4\tvalid\ns\ta\t2\t1\t0\t7\t1\ttest\n";
+        std::fs::write(&path, format!("{head}{rows}")).unwrap();
+        let set = insteval(&path, 3).unwrap();
+        assert_eq!(set.rows(), [4, 3, 4]);
+        assert_eq!((set.train.len(), set.valid.len(), set.test.len()), (2, 1, 1));
+        let (batch, label) = set.batch(&[set.train[1], set.test[0]]);
+        assert_eq!(label.to_vec(), [1, 1]);
+        assert_eq!(batch.history_item, ndarray::arr2(&[[0, 0, 1], [0, 1, 3]]));
+        assert_eq!(batch.history_category, ndarray::arr2(&[[0, 0, 1], [0, 1, 1]]));
+        assert!(insteval(&path, 0).unwrap_err().to_string().contains("`length` is 0"));
+        for bad in [
+            "other\n".to_owned(),
+            format!("{head}s\ta\n"),
+            format!("{head}{}", rows.replace("valid", "x")),
+        ] {
+            std::fs::write(&path, bad).unwrap();
+            assert!(matches!(insteval(&path, 3), Err(Error::File { .. })));
+        }
+        std::fs::remove_file(&path).unwrap();
+        assert!(matches!(insteval(&path, 3), Err(Error::File { .. })));
+    }
+
+    /// Users with enough ratings, in the order of time; the first genre is the category.
+    #[test]
+    fn ratings_of_films() {
+        let folder = folder("movielens");
+        let films: String = (0..200)
+            .map(|film| {
+                format!(
+                    "{film}\tTitle {film}\t1995\t{} Drama\n",
+                    if film % 2 > 0 { "War" } else { "Crime" }
+                )
+            })
+            .collect();
+        // The first user rates backwards in time; the second has too few.
+        let ratings: String = (0..70)
+            .map(|i| format!("u\t{i}\t3\t{}\n", 1000 - i))
+            .chain((70..100).map(|i| format!("v\t{i}\t3\t{i}\n")))
+            .collect();
+        std::fs::write(
+            folder.join("ml-100k.item"),
+            format!("item_id\tmovie_title\trelease_year\tclass\n{films}"),
+        )
+        .unwrap();
+        let inter = folder.join("ml-100k.inter");
+        std::fs::write(&inter, format!("user_id\titem_id\trating\ttimestamp\n{ratings}")).unwrap();
+        let set = movielens(&folder, 50, 1).unwrap();
+        assert_eq!((set.users.len(), set.items, set.categories), (1, 101, 3));
+        assert_eq!(set.users[0][0], Event { item: 70, category: 2 });
+        let clicks = |samples: &[Sample]| samples.iter().filter(|sample| sample.clicked).count();
+        assert_eq!([&set.train, &set.valid, &set.test].map(|split| clicks(split)), [20, 1, 5]);
+        assert!(movielens(&folder, 0, 1).is_err());
+        std::fs::write(&inter, "user_id\n\tx").unwrap();
+        assert!(matches!(movielens(&folder, 50, 1), Err(Error::File { .. })));
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
 }

@@ -55,13 +55,14 @@ fn main() -> Result<()> {
         return Ok(());
     };
     let tokens = args.next().map_or(Ok(1000), |tokens| tokens.parse::<usize>())?;
-    let gpu = Gpu::new()?;
+    // A prompt of a thousand tokens may take minutes on a loaded processor.
+    let gpu = Gpu::builder().timeout(std::time::Duration::from_secs(900)).build()?;
     println!("{}", gpu.adapter());
     let source = Source::open(Path::new(&model))?;
     let tokenizer = source.tokenizer()?.ok_or("the model has no tokenizer")?;
     let ids = tokenizer.encode(&std::fs::read_to_string(text)?, false)?;
     let ids = ids.get(..tokens).ok_or("the text is too short")?;
-    let model = Model::from_source(&gpu, &source, Options::exact())?;
+    let model = Model::from_source(&gpu, &source, Options::exact(), &mut |_, _| ())?;
     let mut recorder = Recorder::new(&model);
     let mut session = model.session(tokens)?;
     session.forward_with(ids, Pass::new().with_observer(&mut recorder))?;

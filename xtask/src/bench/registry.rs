@@ -14,6 +14,7 @@ pub fn mechanisms() -> Vec<Box<dyn Mechanism>> {
         Box::new(RandomPlan::TOKENS),
         Box::new(attn_flexprefill::bench::Benchmark),
         Box::new(attn_routing::bench::Benchmark),
+        Box::new(attn_blockrank::bench::Benchmark),
         Box::new(attn_lightning::bench::Benchmark),
         Box::new(attn_lightning::bench::Masked),
         Box::new(attn_aaren::bench::Benchmark),

@@ -13,11 +13,14 @@ type Catalogue = fn(&Capabilities) -> Vec<Entry>;
 const CATALOGUES: &[Catalogue] = &[
     catalogue::entries,
     attn_aaren::kernels,
+    attn_blockrank::kernels,
+    attn_dare::kernels,
     attn_flexprefill::kernels,
     attn_flowformer::kernels,
     attn_lightning::kernels,
     attn_routing::kernels,
     attn_titans::kernels,
+    attn_vlsam::kernels,
 ];
 
 /// What all devices that get a text have in common.

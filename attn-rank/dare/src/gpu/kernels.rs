@@ -184,3 +184,22 @@ pub fn kernels(capabilities: &Capabilities) -> Vec<attn_wgpu::catalogue::Entry> 
     add(&COLUMNS, &column_constants(capabilities), &columns);
     list
 }
+
+#[cfg(all(test, feature = "bench"))]
+mod tests {
+    use super::*;
+
+    /// Every form that is listed is a kernel, and none is listed twice.
+    #[test]
+    fn what_is_listed_compiles() {
+        let Some(gpu) = attn_wgpu::testing::gpu() else { return };
+        let mut labels = Vec::new();
+        for entry in kernels(gpu.capabilities()) {
+            labels.push(gpu.kernel(&entry.source, entry.constants).unwrap().label().to_owned());
+        }
+        let count = labels.len();
+        labels.sort();
+        labels.dedup();
+        assert_eq!(labels.len(), count);
+    }
+}

@@ -3,7 +3,7 @@
 var<private> out_at: u32;
 
 const NONE = 0xffffffffu;
-const MASKED = -3e38;
+const MASKED: f32 = -3e38;
 
 fn put(place: u32, key: u32, element: u32) {
 #ifdef LAST

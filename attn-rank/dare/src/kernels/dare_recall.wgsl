@@ -86,13 +86,17 @@ fn dare_recall(
           sums[r] = fma(own, unpacked(history[at[r] + c]), sums[r]);
         }
       }
+      var found_scores = vec4<f32>(0.0);
+      #unroll
+      for (var r = 0u; r < 4u; r++) {
+        let number = min(tile_start + element_of(group, part + r), given.count - 1u);
+        found_scores[r] = (sums[r].x + sums[r].y) + (sums[r].z + sums[r].w) + tau[given.count - number];
+      }
+      let found_keys = keys_of(found_scores);
       #unroll
       for (var r = 0u; r < 4u; r++) {
         let element = element_of(group, part + r);
-        let number = tile_start + element;
-        let slot = given.count - min(number, given.count - 1u);
-        let score = (sums[r].x + sums[r].y) + (sums[r].z + sums[r].w) + tau[slot];
-        let key = select(0u, key_of(score), number < given.count);
+        let key = select(0u, found_keys[r], tile_start + element < given.count);
         keys[element] = key;
         top = max(top, key);
       }

@@ -102,22 +102,27 @@ fn dare_search(
           sums[r] = fma(own, time_table[given.time_start + at[r].z + c], sums[r]);
         }
       }
+      var found_scores = vec4<f32>(0.0);
+      #unroll
+      for (var r = 0u; r < 4u; r++) {
+        found_scores[r] = (sums[r].x + sums[r].y) + (sums[r].z + sums[r].w);
+      }
+      let found_keys = keys_of(found_scores);
       #unroll
       for (var r = 0u; r < 4u; r++) {
         let element = element_of(group, part + r);
         let number = tile_start + element;
-        let score = (sums[r].x + sums[r].y) + (sums[r].z + sums[r].w);
 #ifdef NEWEST
         let own = number + 1u;
         let key = select(0u, own, is_one[r] && at[r].w > 0u);
 #else
-        let key = select(0u, key_of(score), is_one[r]);
+        let key = select(0u, found_keys[r], is_one[r]);
 #endif
         keys[element] = key;
         top = max(top, key);
 #ifdef SCORES
         if number < given.count {
-          scores[row * given.count + number] = select(MASKED, score, is_one[r]);
+          scores[row * given.count + number] = select(MASKED, found_scores[r], is_one[r]);
         }
 #endif
       }

@@ -141,7 +141,7 @@ fn heads_that_do_not_fit_are_refused() {
         (run(&|head| head.gain = Array1::zeros(5)), "`gain` has shape [5]"),
         (run(&|head| head.bias = Array1::zeros(7)), "`bias` has shape [7]"),
         (run(&|head| head.layers.clear()), "`slopes`"),
-        (run(&|head| drop(head.slopes.pop())), "`slopes` is 1"),
+        (run(&|head| head.slopes.truncate(1)), "`slopes` is 1"),
         (run(&|head| head.layers[0].weight = Array2::zeros((4, 5))), "`weight` has shape [4, 5]"),
         (run(&|head| head.layers[1].bias = Array1::zeros(2)), "`bias` has shape [2]"),
         (run(&|head| head.layers[2].weight = Array2::zeros((3, 3))), "`weight` has shape [3, 3]"),

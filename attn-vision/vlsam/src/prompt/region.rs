@@ -33,8 +33,8 @@ impl Components {
         let mut labels = vec![0; set.len()];
         let mut sizes: Vec<usize> = Vec::new();
         let mut open = Vec::new();
-        for first in 0..set.len() {
-            if !set[first] || labels[first] != 0 {
+        for (first, &inside) in set.iter().enumerate() {
+            if !inside || labels[first] != 0 {
                 continue;
             }
             let label = sizes.len() as u32 + 1;

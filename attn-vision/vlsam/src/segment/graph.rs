@@ -133,13 +133,15 @@ impl Lattice {
         while residual > tolerance && iterations < max_iter {
             apply(&direction, &mut product);
             let curvature = dot(&direction, &product);
-            if !(curvature > 0.0) {
+            if curvature.is_nan() || curvature <= 0.0 {
                 break;
             }
             let step = slope / curvature;
-            for place in 0..places {
-                values[place] += step * direction[place];
-                rest[place] -= step * product[place];
+            for (value, direction) in values.iter_mut().zip(&direction) {
+                *value += step * direction;
+            }
+            for (rest, product) in rest.iter_mut().zip(&product) {
+                *rest -= step * product;
             }
             precondition(&rest, &mut scaled);
             let next = dot(&rest, &scaled);
@@ -237,8 +239,8 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
     let (a, a_rest) = a.as_chunks::<8>();
     let (b, b_rest) = b.as_chunks::<8>();
     for (a, b) in a.iter().zip(b) {
-        for lane in 0..8 {
-            sums[lane] += a[lane] * b[lane];
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += a * b;
         }
     }
     sums.iter().sum::<f64>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f64>()

@@ -5,11 +5,10 @@ use ::image::{GrayImage, Rgb, RgbImage};
 use attn_core::{Error, Result};
 use imageproc::contrast::otsu_level;
 use imageproc::filter::gaussian_blur_f32;
-use imageproc::region_labelling::{Connectivity, connected_components};
 
 use super::graph::Lattice;
 use super::{Memory, PixelMask, Prompt, Segment, Segmenter, check_points};
-use crate::prompt::Point;
+use crate::prompt::{Components, Point};
 
 mod colours;
 mod config;
@@ -190,21 +189,17 @@ impl RandomWalker {
 
 /// `exp(-beta d^2 / mean d^2)`, where d is the distance of the colours of neighbours.
 fn conductances(places: (usize, usize), colours: &[[f32; 3]], beta: f64) -> Result<Lattice> {
-    let (rows, columns) = places;
-    let distance = |a: usize, b: usize| {
-        let [a, b] = [a, b].map(|place| colours[place]);
-        a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>()
+    let (rows, columns) = (places.0, places.1.max(1));
+    let distance = |a: usize, b: usize| match (colours.get(a), colours.get(b)) {
+        (Some(a), Some(b)) => a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum(),
+        _ => 0.0,
     };
-    let mut right = vec![0.0; colours.len()];
-    let mut down = vec![0.0; colours.len()];
-    for place in 0..colours.len() {
-        if place % columns + 1 < columns {
-            right[place] = distance(place, place + 1);
-        }
-        if place / columns + 1 < rows {
-            down[place] = distance(place, place + columns);
-        }
-    }
+    let to_right = |place: usize| match place % columns + 1 < columns {
+        true => distance(place, place + 1),
+        false => 0.0,
+    };
+    let right: Vec<f64> = (0..colours.len()).map(to_right).collect();
+    let down: Vec<f64> = (0..colours.len()).map(|at| distance(at, at + columns)).collect();
     let edges = (rows * columns.saturating_sub(1) + columns * rows.saturating_sub(1)).max(1);
     let mean = right.iter().chain(&down).sum::<f64>() / edges as f64;
     let conductance = |square: &f64| match mean > 0.0 {
@@ -237,31 +232,27 @@ fn full_mask(scene: &Scene, values: &[f64], level: f64, points: &[Point]) -> Res
         (low, (low + 1).min(places.saturating_sub(1)), at - low as f64)
     };
     let across: Vec<_> = (0..width).map(|x| between(x, width, columns)).collect();
-    let mut set = GrayImage::new(width, height);
+    let mut set = Vec::new();
     for y in 0..height {
         let (above, below, down) = between(y, height, rows);
-        for (x, &(left, right, along)) in (0..width).zip(&across) {
+        for &(left, right, along) in &across {
             let line = |row: usize| {
                 let (a, b) = (values[row * columns + left], values[row * columns + right]);
                 a + along * (b - a)
             };
             let value = line(above) + down * (line(below) - line(above));
-            if value >= level {
-                set.put_pixel(x, y, ::image::Luma([255]));
-            }
+            set.push(value >= level);
         }
     }
-    let regions = connected_components(&set, Connectivity::Four, ::image::Luma([0]));
+    // Those of imageproc 0.27 panic on images of one row or column.
+    let regions = Components::new((height as usize, width as usize), &set)?;
     let label = |point: &Point| {
         let along = |at: f64, pixels: u32| (at.max(0.0) as u32).min(pixels.saturating_sub(1));
-        regions.get_pixel(along(point.x, width), along(point.y, height)).0[0]
+        let (y, x) = (along(point.y, height) as usize, along(point.x, width) as usize);
+        regions.labels.get(y * width as usize + x).copied().unwrap_or(0)
     };
-    let wanted: Vec<u32> = points
-        .iter()
-        .filter(|point| point.positive)
-        .map(label)
-        .filter(|&label| label != 0)
-        .collect();
-    let bits = regions.pixels().map(|pixel| wanted.contains(&pixel.0[0])).collect();
+    let positive = points.iter().filter(|point| point.positive);
+    let wanted: Vec<u32> = positive.map(label).filter(|&label| label != 0).collect();
+    let bits = regions.labels.iter().map(|label| wanted.contains(label)).collect();
     PixelMask::new(scene.size, bits)
 }

@@ -13,9 +13,13 @@ fn vlsam() {
     assert!(files.iter().any(|file| file.shipped), "no file in {}", folder.display());
     for file in files {
         println!("{}", file.path().display());
-        match () {
-            () if file.has(&flow::TENSORS) => flow::check(&file).unwrap(),
-            () => panic!("{}: of no known kind", file.path().display()),
+        if file.has(&flow::TENSORS) {
+            flow::check(&file).unwrap();
+            continue;
         }
+        // What comes behind the map is held by `tests/prompt.rs`.
+        let prompts = file.has(&["map", "object_ids", "steps"]);
+        let merges = file.has(&["source", "keep_agnostic", "keep_per_class"]);
+        assert!(prompts || merges, "{}: of no known kind", file.path().display());
     }
 }
