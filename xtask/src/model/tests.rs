@@ -135,8 +135,11 @@ fn packed_weights_under_every_policy() {
     }
     let folder = scratch("packed");
     let (model, moby) = (models().join("../gguf/tiny-llama-mixed.gguf"), moby());
-    let policies =
-        ["dense", r#"flexprefill:{"block":8,"min_budget":null,"gamma":1.5}"#, r#"sink-window:{"window":9}"#];
+    let policies = [
+        "dense",
+        r#"flexprefill:{"block":8,"min_budget":null,"gamma":1.5}"#,
+        r#"sink-window:{"window":9}"#,
+    ];
     let named = policies.iter().flat_map(|policy| ["--policy", *policy]);
     let ppl = |name: &str, weights: &[&str]| {
         let out = folder.join(name);
