@@ -13,7 +13,7 @@
 //! * [`select`]: kernels of which selecting methods are made: sums, sorting, choices by row, bitsets.
 //! * [`scan`]: linear recurrences, softmax over prefixes, products of rows and sums of columns.
 //! * [`Kernel`]: loading and dispatching WGSL kernels, for the crates of this workspace and for
-//!   yours alike.
+//!   yours alike; [`each`] runs those whose invocations are independent.
 //! * [`settings`]: how kernels split their work, measured by `cargo xtask tune`.
 //! * `bench` (feature `bench`): what a benchmark needs to know of a mechanism, and speed probes.
 //!
@@ -31,6 +31,7 @@ mod bind_groups;
 pub mod cache;
 mod capabilities;
 pub mod dispatch;
+pub mod each;
 mod elementwise;
 pub mod embedding;
 mod error;

@@ -21,6 +21,7 @@ pub const SNIPPETS: &[(&str, &str)] = &[
     ("activation", include_str!("../kernels/activation.wgsl")),
     ("copy_places", include_str!("../kernels/copy_places.wgsl")),
     ("keys", include_str!("../kernels/keys.wgsl")),
+    ("each", include_str!("../kernels/each.wgsl")),
 ];
 
 const FILL: KernelSource =

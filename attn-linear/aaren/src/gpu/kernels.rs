@@ -1,81 +1,28 @@
-//! This crate's kernels, and how they are run.
+//! This crate's kernels.
 
-use attn_wgpu::{
-    Binding, Call, Capabilities, Constants, DeviceKind, Gpu, KernelSource, Result, Tensor, ops,
-};
-
-macro_rules! kernels {
-    ($($name:ident = $file:literal),* $(,)?) => {
-        $(pub(super) const $name: KernelSource = KernelSource {
-            name: $file,
-            text: include_str!(concat!("../kernels/", $file, ".wgsl")),
-            imports: SNIPPETS,
-        };)*
-        #[cfg(feature = "bench")]
-        const ALL: &[KernelSource] = &[$($name),*];
-    };
-}
+pub(super) use attn_wgpu::each::Each;
+#[cfg(feature = "bench")]
+use attn_wgpu::{Capabilities, KernelSource, catalogue::Entry, each};
+use attn_wgpu::{kernel_sources, ops};
 
 const SNIPPETS: &[(&str, &str)] =
     &[ops::SNIPPETS[0], ("weight", include_str!("../kernels/weight.wgsl"))];
 
-kernels! {
+kernel_sources! {
+    SNIPPETS;
     DECAY = "aaren_decay",
     SCORES = "aaren_scores",
     SPREAD = "aaren_spread",
     FIRST = "aaren_first",
 }
 
-/// One run of a kernel of independent invocations.
-pub(super) struct Run<'a> {
-    pub(super) source: &'a KernelSource,
-    /// What is bound, in order; each begins where its binding begins, or the kernel knows where.
-    pub(super) tensors: &'a [&'a Tensor],
-    /// Invocations.
-    pub(super) count: usize,
-    /// Parameters behind the number of invocations.
-    pub(super) params: &'a [u32],
-    /// Steps of its longest loop.
-    pub(super) steps: usize,
-}
-
-impl Run<'_> {
-    /// Records it.
-    pub(super) fn record(&self, gpu: &Gpu) -> Result<()> {
-        let capabilities = gpu.capabilities();
-        capabilities.check_steps(format!("`{}`", self.source.name), self.steps + 1)?;
-        let count = u32::try_from(self.count).map_err(|_| {
-            let expected = "fewer than 2^32 groups of four elements";
-            attn_core::Error::config("tokens", expected, self.count)
-        })?;
-        let kernel = gpu.kernel(self.source, constants(capabilities))?;
-        let bindings: Vec<Binding> = self.tensors.iter().map(|tensor| tensor.binding().0).collect();
-        let mut params = vec![count];
-        params.extend(self.params);
-        let call = Call {
-            bindings: &bindings,
-            params: bytemuck::cast_slice(&params),
-            groups: u64::from(count).div_ceil(u64::from(workgroup(capabilities))),
-            work: 16.0 * (self.steps * self.count) as f64,
-        };
-        kernel.dispatch(gpu, &call)
-    }
-}
-
-fn workgroup(capabilities: &Capabilities) -> u32 {
-    let wanted = if capabilities.kind == DeviceKind::Cpu { 16 } else { 64 };
-    wanted.min(capabilities.max_workgroup_threads)
-}
-
-fn constants(capabilities: &Capabilities) -> Constants {
-    Constants::new().int("WORKGROUP", workgroup(capabilities))
-}
+/// Every kernel with the flags it runs with.
+#[cfg(feature = "bench")]
+const VARIANTS: &[(KernelSource, &[&str])] =
+    &[(DECAY, &[]), (SCORES, &[]), (SPREAD, &[]), (FIRST, &[])];
 
 /// This crate's kernels in the variants that a device gets, for tools that check them.
 #[cfg(feature = "bench")]
-pub fn kernels(capabilities: &Capabilities) -> Vec<attn_wgpu::catalogue::Entry> {
-    let entry = |&source: &KernelSource| {
-        attn_wgpu::catalogue::Entry::new(source, constants(capabilities), "any".into())
-    };
-    ALL.iter().map(entry).collect()
+pub fn kernels(capabilities: &Capabilities) -> Vec<Entry> {
+    each::entries(capabilities, VARIANTS)
 }

@@ -7,7 +7,7 @@ use attn_wgpu::scan::{
 };
 use attn_wgpu::{DType, Result, Tensor, ops};
 
-use super::kernels::{DECAY, FIRST, Run, SCORES, SPREAD};
+use super::kernels::{DECAY, Each, FIRST, SCORES, SPREAD};
 use super::{Aaren, Call, Inputs, Output, State, whole};
 
 /// What [`Aaren::backward`] needs of a call.
@@ -212,12 +212,14 @@ impl Aaren {
         let new = || Tensor::uninit(&self.gpu, &shape.lse(), DType::F32);
         let (p, ds) = (new()?, new()?);
         let width = carry.scanned.h.shape()[3];
-        let run = Run {
+        let run = Each {
             source: &SCORES,
+            flags: &[],
             tensors: &[&saved.scores, &saved.lse, &products, &carry.scanned.h, &p, &ds],
             count: p.len(),
             params: &[width as u32, carry.rho as u32],
             steps: 1,
+            work: 16,
         };
         run.record(&self.gpu)?;
         if let Some(dq) = dq {
@@ -245,12 +247,14 @@ impl Aaren {
             ops::copy(lse, &scan::column(&x, rho + 1)?)?;
         }
         let decay = Tensor::uninit(&self.gpu, &[batch, heads, tokens], DType::F32)?;
-        let run = Run {
+        let run = Each {
             source: &DECAY,
+            flags: &[],
             tensors: &[&saved.lse, &decay],
             count: decay.len(),
             params: &[tokens as u32],
             steps: 1,
+            work: 16,
         };
         run.record(&self.gpu)?;
         let last = self.last(saved, call, cotangents, rho)?;
@@ -311,12 +315,14 @@ impl Aaren {
             ];
             let mut params: Vec<u32> = numbers.iter().map(|&number| number as u32).collect();
             params.push(factor.to_bits());
-            let run = Run {
+            let run = Each {
                 source: &SPREAD,
+                flags: &[],
                 tensors: &[f, y, out],
                 count: out.len() / 4,
                 params: &params,
                 steps: shape.group(),
+                work: 16 * (shape.group()),
             };
             run.record(&self.gpu)
         };
@@ -344,12 +350,14 @@ impl Aaren {
         let d_lse = Tensor::uninit(&self.gpu, &[batch, heads], DType::F32)?;
         let last = &carry.scanned.last;
         let (tokens, width) = (saved.lse.shape()[2], last.shape()[2]);
-        let run = Run {
+        let run = Each {
             source: &FIRST,
+            flags: &[],
             tensors: &[last, &saved.lse, &lse, &out, &d_out, &d_lse],
             count: batch * heads,
             params: &[tokens as u32, dim as u32, width as u32, carry.rho as u32],
             steps: dim,
+            work: 16 * (dim),
         };
         run.record(&self.gpu)?;
         Ok((d_out, d_lse))

@@ -6,7 +6,7 @@ use attn_wgpu::matmul::matmul;
 use attn_wgpu::scan::{Recurrence, RowDot, SoftmaxState, recurrence, row_dot, softmax_scan};
 use attn_wgpu::{DType, Gpu, Result, Tensor, ops, softmax};
 
-use super::kernels::{MARKS, NUMBERS, Run, SCALE, SIGMOID};
+use super::kernels::{Each, MARKS, NUMBERS, SCALE, SIGMOID};
 use super::state::Sums;
 use super::sums::{Totals, padded_rows, product};
 use super::{Flowformer, Flows, Inputs, Output, State};
@@ -58,13 +58,14 @@ impl Formula<'_> {
         let clamp = self.clamp.map_or(f32::MAX, |clamp| clamp as f32);
         let [step, plane] = self.steps.map(|step| step as u32);
         let params = [heads as u32, side.tokens as u32, step, plane, clamp.to_bits()];
-        let run = Run {
+        let run = Each {
             source: &NUMBERS,
             flags: self.flags,
             tensors: &tensors,
             count: x.len(),
             params: &params,
             steps: 1,
+            work: 16,
         };
         run.record(gpu)?;
         Ok([out, more])
@@ -317,13 +318,14 @@ pub(super) fn scale_rows_into(x: &Tensor, f: &Tensor, shift: f32, out: &Tensor) 
     let mut params = [heads, rows, padded, width / 4, group].map(|number| number as u32).to_vec();
     params.extend(place.map(|elements| (elements / 4) as u32));
     params.push(shift.to_bits());
-    let run = Run {
+    let run = Each {
         source: &SCALE,
         flags: &[],
         tensors: &[x, f, out],
         count: out.len() / 4,
         params: &params,
         steps: 1,
+        work: 16,
     };
     run.record(x.gpu())
 }
@@ -352,7 +354,7 @@ fn sigmoids(x: &Tensor, valid: Option<&Tensor>, heads: usize, causal: bool) -> R
         params.extend([0; 3]);
     }
     let count = out.len() / 4;
-    Run { source: &SIGMOID, flags, tensors: &tensors, count, params: &params, steps: 1 }
+    Each { source: &SIGMOID, flags, tensors: &tensors, count, params: &params, steps: 1, work: 16 }
         .record(x.gpu())?;
     Ok(out)
 }
@@ -380,7 +382,7 @@ fn marks(valid: &Tensor, flags: &[&str], more: &[&Tensor]) -> Result<Tensor> {
     tensors.extend(more);
     let params = [tokens as u32];
     let count = batch * tokens;
-    Run { source: &MARKS, flags, tensors: &tensors, count, params: &params, steps: 1 }
+    Each { source: &MARKS, flags, tensors: &tensors, count, params: &params, steps: 1, work: 16 }
         .record(valid.gpu())?;
     Ok(marks)
 }

@@ -6,7 +6,7 @@ use attn_wgpu::matmul::matmul;
 use attn_wgpu::scan::{Columns, Recurrence, RowDot, column_sums_into, recurrence, row_dot};
 use attn_wgpu::{DType, Result, Tensor, ops};
 
-use super::kernels::{BACK, Run};
+use super::kernels::{BACK, Each};
 use super::parts::{Formula, Pass, Side, planes, scale_rows, scale_rows_into, single_heads, whole};
 use super::sums::{Totals, product};
 use super::{Flowformer, Inputs, Output, is_empty};
@@ -325,13 +325,14 @@ impl Flowformer {
         let [f_0, f_1, f_2] = numbers;
         let read = [&side.sigmoids, core, f_0, f_1, f_2, &vectors];
         let record = |out: &Tensor| {
-            let run = Run {
+            let run = Each {
                 source: &BACK,
                 flags: &[],
                 tensors: &[read.as_slice(), &[out]].concat(),
                 count: out.len() / 4,
                 params: &params,
                 steps: heads / heads_out,
+                work: 16 * (heads / heads_out),
             };
             run.record(&self.gpu)
         };

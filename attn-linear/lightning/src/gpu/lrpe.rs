@@ -6,7 +6,7 @@ use attn_core::Error;
 use attn_wgpu::{DType, Gpu, Result, Tensor, ops};
 use ndarray::ArrayView2;
 
-use super::kernels::{LRPE, LRPE_BACKWARD, LRPE_THETA, Run, SUM};
+use super::kernels::{Each, LRPE, LRPE_BACKWARD, LRPE_THETA, SUM};
 
 /// Tokens of a partial sum.
 const RUN: usize = 64;
@@ -48,12 +48,14 @@ impl Lrpe {
         let y = Tensor::uninit(x.gpu(), &[batch, heads, tokens, 2 * dim], DType::F32)?;
         let mut params = vec![heads as u32, tokens as u32, dim as u32, first];
         params.extend(place(&source));
-        let run = Run {
+        let run = Each {
             source: &LRPE,
+            flags: &[],
             tensors: &[&source, &self.turns, &y],
             count: source.len(),
             params: &params,
             steps: 0,
+            work: 20,
         };
         run.record(x.gpu())?;
         ops::convert(&y, x.dtype())
@@ -81,12 +83,14 @@ impl Lrpe {
         let source = rows(x)?;
         let d_y = whole(&ops::convert(d_y, DType::F32)?)?;
         let dx = Tensor::uninit(gpu, &[batch, heads, tokens, dim], DType::F32)?;
-        let run = Run {
+        let run = Each {
             source: &LRPE_BACKWARD,
+            flags: &[],
             tensors: &[&d_y, &self.turns, &dx],
             count: dx.len(),
             params: &[heads as u32, tokens as u32, dim as u32, first],
             steps: 0,
+            work: 20,
         };
         run.record(gpu)?;
         let runs = tokens.div_ceil(RUN);
@@ -94,21 +98,25 @@ impl Lrpe {
         let mut params = [batch, heads, tokens, dim].map(|n| n as u32).to_vec();
         params.extend([first, RUN as u32]);
         params.extend(place(&source));
-        let run = Run {
+        let run = Each {
             source: &LRPE_THETA,
+            flags: &[],
             tensors: &[&source, &d_y, &self.turns, &parts],
             count: parts.len(),
             params: &params,
             steps: RUN * (batch + 1),
+            work: 20 * (RUN * (batch + 1)).max(1),
         };
         run.record(gpu)?;
         let d_theta = Tensor::uninit(gpu, &[heads, dim], DType::F32)?;
-        let run = Run {
+        let run = Each {
             source: &SUM,
+            flags: &[],
             tensors: &[&parts, &d_theta],
             count: heads * dim,
             params: &[runs as u32],
             steps: runs,
+            work: 20 * (runs).max(1),
         };
         run.record(gpu)?;
         Ok((ops::convert(&dx, x.dtype())?, d_theta))

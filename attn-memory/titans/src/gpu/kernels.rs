@@ -1,22 +1,14 @@
 //! This crate's kernels, and how they are run.
 
+use attn_wgpu::each::{self, Each, workgroup};
 use attn_wgpu::{
-    Binding, Call, Capabilities, Constants, DeviceKind, Gpu, KernelSource, Result, Tensor, ops,
+    Capabilities, Constants, DeviceKind, Gpu, KernelSource, Result, Tensor, kernel_sources, ops,
 };
 
 use crate::Activation;
 
-macro_rules! kernels {
-    ($($name:ident = $file:literal),* $(,)?) => {
-        $(pub(super) const $name: KernelSource = KernelSource {
-            name: $file,
-            text: include_str!(concat!("../kernels/", $file, ".wgsl")),
-            imports: ops::SNIPPETS,
-        };)*
-    };
-}
-
-kernels! {
+kernel_sources! {
+    ops::SNIPPETS;
     SHARES = "titans_shares",
     PAIRS = "titans_pairs",
     NETWORK = "titans_network",
@@ -49,8 +41,7 @@ kernels! {
 }
 
 /// Snippets of this crate.
-const OWN: [(&str, &str); 11] = [
-    ("titans_each", include_str!("../kernels/titans_each.wgsl")),
+const OWN: [(&str, &str); 10] = [
     ("titans_fields", include_str!("../kernels/titans_fields.wgsl")),
     ("titans_own", include_str!("../kernels/titans_own.wgsl")),
     ("titans_piece", include_str!("../kernels/titans_piece.wgsl")),
@@ -143,33 +134,21 @@ impl Run<'_> {
     }
 
     fn dispatch(&self, gpu: &Gpu, constants: Constants, groups: usize, work: f64) -> Result<()> {
-        gpu.capabilities().check_steps(format!("`{}`", self.source.name), self.steps + 1)?;
-        let count = u32::try_from(self.count).map_err(|_| {
-            let expected = "fewer than 2^32 groups of four elements";
-            attn_core::Error::config("tokens", expected, self.count)
-        })?;
-        let kernel = gpu.kernel(self.source, constants)?;
-        let bindings: Vec<Binding> = self.tensors.iter().map(|tensor| tensor.binding().0).collect();
-        let mut params = vec![count];
-        params.extend(self.params);
-        let call = Call {
-            bindings: &bindings,
-            params: bytemuck::cast_slice(&params),
-            groups: groups as u64,
-            work,
+        let run = Each {
+            source: self.source,
+            flags: &[],
+            tensors: self.tensors,
+            count: self.count,
+            params: self.params,
+            steps: self.steps,
+            work: self.work,
         };
-        kernel.dispatch(gpu, &call)
+        run.record_as(gpu, constants, groups, work)
     }
 }
 
-/// Invocations of a workgroup; they are independent.
-fn workgroup(capabilities: &Capabilities) -> u32 {
-    let wanted = if capabilities.kind == DeviceKind::Cpu { 16 } else { 64 };
-    wanted.min(capabilities.max_workgroup_threads)
-}
-
 fn constants(capabilities: &Capabilities, activation: Option<Activation>) -> Constants {
-    with_snippets(Constants::new().int("WORKGROUP", workgroup(capabilities)), activation)
+    with_snippets(each::constants(capabilities, &[]), activation)
 }
 
 fn tiled(capabilities: &Capabilities, tiles: Tiles, activation: Option<Activation>) -> Constants {

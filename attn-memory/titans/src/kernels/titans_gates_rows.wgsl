@@ -31,4 +31,4 @@ fn one(index: u32) {
 }
 
 @compute @workgroup_size(WORKGROUP)
-#import "titans_each"
+#import "each"

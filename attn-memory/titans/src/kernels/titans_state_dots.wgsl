@@ -32,4 +32,4 @@ fn one(index: u32) {
 }
 
 @compute @workgroup_size(WORKGROUP)
-#import "titans_each"
+#import "each"

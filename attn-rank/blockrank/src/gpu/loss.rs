@@ -4,7 +4,7 @@ use attn_core::Error;
 use attn_wgpu::{DType, Gpu, Result, Tensor, ops};
 
 use super::BlockRank;
-use super::kernels::{LOSS, Run};
+use super::kernels::{Each, LOSS};
 use crate::Segments;
 use crate::reference::check_positives;
 
@@ -129,7 +129,7 @@ impl BlockRank {
         let start = tensors.first().map_or(0, |scores| scores.binding().1 as u32);
         let sharpness = (1.0 / self.config.tau) as f32;
         let [batch, documents] = [0, 1].map(|dim| positives.shape()[dim] as u32);
-        Run {
+        Each {
             source: &LOSS,
             flags,
             tensors,

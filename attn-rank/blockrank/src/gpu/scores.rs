@@ -3,7 +3,7 @@
 use attn_core::Error;
 use attn_wgpu::{DType, Result, Tensor, ops};
 
-use super::kernels::{DK, DQ, LOGIT_GRAD, MASS, Run, STATS, TOTAL};
+use super::kernels::{DK, DQ, Each, LOGIT_GRAD, MASS, STATS, TOTAL};
 use super::{BlockRank, DeviceSegments};
 use crate::reference::check_shapes;
 
@@ -226,7 +226,7 @@ impl BlockRank {
         let mut params = vec![rows as u32, sides.signal as u32, sides.group as u32];
         params.extend([sides.chunks as u32, scale.to_bits()]);
         params.extend(sides.q_places.into_iter().chain(sides.k_places));
-        Run {
+        Each {
             source: &STATS,
             flags: &[],
             tensors: &[&sides.q, &sides.k, &tables.items, &stats.heads, &stats.items],
@@ -237,7 +237,7 @@ impl BlockRank {
         }
         .record(&self.gpu)?;
         self.total(&[&stats.items, &tables.prompts, &stats.total], &saved, &[], [0, 0])?;
-        Run {
+        Each {
             source: &MASS,
             flags: &[],
             tensors: &[&stats.items, &stats.total, &tables.spans, scores],
@@ -260,7 +260,7 @@ impl BlockRank {
         d_places: [u32; 2],
     ) -> Result<()> {
         let (tables, host) = (&saved.segments.tables, saved.segments.host());
-        Run {
+        Each {
             source: &TOTAL,
             flags,
             tensors,
@@ -296,7 +296,7 @@ impl BlockRank {
         params.extend([scale.to_bits(), factor.to_bits()]);
         params.extend(sides.q_places.into_iter().chain(sides.k_places).chain(d_places));
         let (q, k, heads) = (&sides.q, &sides.k, &stats.heads);
-        Run {
+        Each {
             source: &LOGIT_GRAD,
             flags: &[],
             tensors: &[q, k, heads, &tables.owners, &stats.total, &means, d_scores, &dz],
@@ -325,7 +325,7 @@ impl BlockRank {
         let mut params = vec![rows as u32, sides.signal as u32, sides.group as u32];
         params.extend([heads as u32, sides.chunks as u32, host.tokens() as u32]);
         params.extend(sides.k_places);
-        Run {
+        Each {
             source: &DQ,
             flags: &[],
             tensors: &[&sides.k, dz, &tables.items, &tables.parts, &stats.heads, &sums],
@@ -343,7 +343,7 @@ impl BlockRank {
         let places = Tensor::from_slice(&self.gpu, &places, &[heads])?;
         let count = host.batch() * heads * sides.signal * sides.chunks;
         ops::write_rows(out, &[&sums, &tables.prompts, &places], |out| {
-            Run {
+            Each {
                 source: &DQ,
                 flags: &["JOIN"],
                 tensors: &[&sums, &tables.prompts, &places, out],
@@ -373,7 +373,7 @@ impl BlockRank {
         let tiles = host.tokens().div_ceil(4);
         let (q, heads, owners) = (&sides.q, &stats.heads, &tables.owners);
         ops::write_rows(out, &[q, heads, owners, dz], |out| {
-            Run {
+            Each {
                 source: &DK,
                 flags: &[],
                 tensors: &[q, heads, owners, dz, out],

@@ -1,18 +1,10 @@
 //! This crate's kernels, and how they are run.
 
+use attn_wgpu::each::Each;
 use attn_wgpu::{
-    Binding, Call, Capabilities, Constants, DeviceKind, Gpu, KernelSource, Result, Tensor, ops,
+    Binding, Capabilities, Constants, DeviceKind, Gpu, KernelSource, Result, Tensor,
+    kernel_sources, ops,
 };
-
-macro_rules! kernels {
-    ($($name:ident = $file:literal),* $(,)?) => {
-        $(pub(super) const $name: KernelSource = KernelSource {
-            name: $file,
-            text: include_str!(concat!("../kernels/", $file, ".wgsl")),
-            imports: SNIPPETS,
-        };)*
-    };
-}
 
 const SNIPPETS: &[(&str, &str)] = &[
     ops::SNIPPETS[0],
@@ -23,7 +15,8 @@ const SNIPPETS: &[(&str, &str)] = &[
     ("place", include_str!("../kernels/dare_place.wgsl")),
 ];
 
-kernels! {
+kernel_sources! {
+    SNIPPETS;
     PACK = "dare_pack",
     SEARCH = "dare_search",
     MERGE = "dare_merge",
@@ -59,19 +52,18 @@ pub(super) struct Run<'a> {
 impl Run<'_> {
     /// Records it; nothing for no invocation.
     pub(super) fn record(&self, gpu: &Gpu) -> Result<()> {
-        let capabilities = gpu.capabilities();
-        capabilities.check_steps(format!("`{}`", self.source.name), self.steps + 1)?;
-        let mut params = vec![words("elements", self.count)?];
-        params.extend(self.params);
-        let constants = Constants::new().int("WORKGROUP", workgroup(capabilities));
-        let kernel = gpu.kernel(self.source, flagged(constants, self.flags))?;
-        let call = Call {
-            bindings: &bindings(self.tensors),
-            params: bytemuck::cast_slice(&params),
-            groups: (self.count as u64).div_ceil(u64::from(workgroup(capabilities))),
-            work: 8.0 * (self.steps * self.count) as f64,
+        let flags: Vec<&str> =
+            self.flags.iter().filter(|(_, on)| *on).map(|(flag, _)| *flag).collect();
+        let run = Each {
+            source: self.source,
+            flags: &flags,
+            tensors: self.tensors,
+            count: self.count,
+            params: self.params,
+            steps: self.steps,
+            work: 8 * self.steps,
         };
-        kernel.dispatch(gpu, &call)
+        run.record(gpu)
     }
 }
 
@@ -86,11 +78,6 @@ pub(super) fn flagged(constants: Constants, flags: &[(&'static str, bool)]) -> C
 /// A number of elements as kernels count them.
 pub(super) fn words(arg: &'static str, count: usize) -> Result<u32> {
     u32::try_from(count).map_err(|_| attn_core::Error::config(arg, "fewer than 2^32", count).into())
-}
-
-fn workgroup(capabilities: &Capabilities) -> u32 {
-    let wanted = if capabilities.kind == DeviceKind::Cpu { 16 } else { 64 };
-    wanted.min(capabilities.max_workgroup_threads)
 }
 
 /// Behaviours of a workgroup of a search, and of neighbours in one lane's hands: 2^(2 ELEMENT_ROUNDS) of
@@ -164,7 +151,7 @@ pub fn kernels(capabilities: &Capabilities) -> Vec<attn_wgpu::catalogue::Entry> 
         (&MERGE, &[&[], &["LAST"], &["NEWEST"], &["NEWEST", "LAST"]]),
         (&RECALL, &[&[], &["LAST"], &["HALF"], &["HALF", "LAST"]]),
     ];
-    let plain = Constants::new().int("WORKGROUP", workgroup(capabilities));
+    let plain = attn_wgpu::each::constants(capabilities, &[]);
     let columns: [&[&'static str]; 4] = [&[], &["SQUARES"], &["PRODUCTS"], &["BELOW"]];
     let mut list = Vec::new();
     let mut add = |source: &KernelSource, constants: &Constants, forms: &[&[&'static str]]| {

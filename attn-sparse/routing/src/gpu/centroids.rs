@@ -5,7 +5,7 @@ use attn_wgpu::{DType, Gpu, Result, Tensor, ops};
 use ndarray::{ArrayD, Ix2, Ix3};
 
 use super::clusters::listed_sums;
-use super::kernels::{COUNTS, FOLLOW, Run};
+use super::kernels::{COUNTS, Each, FOLLOW};
 use super::routes::{Slots, numbered};
 use super::{Extents, aligned, normed, whole};
 use crate::reference::{self, COUNT_EPSILON, DEAD};
@@ -171,14 +171,14 @@ impl Assigned {
     fn counts(&self, counts: &Tensor, extents: &Extents, by: [f32; 2]) -> Result<Tensor> {
         let gpu = counts.gpu();
         let out = Tensor::uninit(gpu, counts.shape(), DType::F32)?;
-        let run = Run {
+        let run = Each {
             source: &COUNTS,
             flags: &[],
             tensors: &[counts, &self.slots.offsets, &out],
             count: counts.len(),
             params: &[extents.batch as u32, by[0].to_bits(), by[1].to_bits()],
             steps: extents.batch,
-            work: 4.0 * extents.batch as f64,
+            work: 4 * extents.batch,
         };
         run.record(gpu)?;
         Ok(out)
@@ -196,7 +196,7 @@ impl Assigned {
         if let Some((counts, means)) = means {
             tensors.extend([counts, means]);
         }
-        let run = Run {
+        let run = Each {
             source: &FOLLOW,
             flags: if means.is_some() { &["MEANS"] } else { &[] },
             tensors: &tensors,
@@ -211,7 +211,7 @@ impl Assigned {
                 (DEAD as f32).to_bits(),
             ],
             steps: extents.batch + extents.clusters,
-            work: 4.0 * (extents.batch + extents.clusters) as f64,
+            work: 4 * (extents.batch + extents.clusters),
         };
         run.record(sums.gpu())
     }

@@ -9,7 +9,7 @@ use std::ops::Range;
 use attn_wgpu::attention::{self, Attention, Inputs};
 use attn_wgpu::{DType, Gpu, Result, Tensor, ops};
 
-use super::kernels::{GATHER, LIMITS, LOGITS, MIX, MIX_KEYS, Run, SOFTMAX, SUM};
+use super::kernels::{Each, GATHER, LIMITS, LOGITS, MIX, MIX_KEYS, SOFTMAX, SUM};
 use super::routes::{Routes, Slots};
 use super::{Routing, Tokens};
 
@@ -152,14 +152,14 @@ fn gathered(
     let epsilon = share.map_or(0.0, |(_, epsilon)| epsilon);
     let mut tensors = vec![x, rows, &out];
     tensors.extend(share.map(|(slots, _)| &slots.offsets));
-    let run = Run {
+    let run = Each {
         source: &GATHER,
         flags: if share.is_some() { &["SHARE"] } else { &[] },
         tensors: &tensors,
         count: planes * clusters * width * chunks.div_ceil(EACH),
         params: &[chunks as u32, (epsilon as f32).to_bits()],
         steps: 1,
-        work: 4.0,
+        work: 4,
     };
     run.record(gpu)?;
     Ok(out)
@@ -209,7 +209,7 @@ fn listed_sums_into(
     let (chunks, width) = (x.shape()[3] / 4, x.shape()[2]);
     // Derivatives by keys and values of a cluster lie behind one another, clusters at one distance.
     let (_, start) = x.binding();
-    let run = Run {
+    let run = Each {
         source: &SUM,
         flags: if mean.is_some() { &["MEAN"] } else { &[] },
         tensors: &[x, &slots.offsets, &slots.order, out],
@@ -222,7 +222,7 @@ fn listed_sums_into(
             (mean.unwrap_or(0.0) as f32).to_bits(),
         ],
         steps: most,
-        work: 8.0,
+        work: 8,
     };
     run.record(x.gpu())
 }
@@ -232,14 +232,14 @@ fn limits(queries: &Tensor, keys: &Tensor, causal: bool) -> Result<Tensor> {
     let gpu = queries.gpu();
     let limits = Tensor::uninit(gpu, queries.shape(), DType::U32)?;
     let width = queries.shape()[3];
-    let run = Run {
+    let run = Each {
         source: &LIMITS,
         flags: if causal { &["CAUSAL"] } else { &[] },
         tensors: &[queries, keys, &limits],
         count: queries.len(),
         params: &[width as u32],
         steps: 32,
-        work: 32.0,
+        work: 32,
     };
     run.record(gpu)?;
     Ok(limits)
@@ -328,7 +328,7 @@ impl Limited {
         let out = [part.len(), self.rows, 4 * self.chunks()];
         let out = Tensor::uninit(&self.gpu, &out, DType::F32)?;
         let chunks = q.shape()[3] / 4;
-        let run = Run {
+        let run = Each {
             source: &LOGITS,
             flags: &[],
             tensors: &[q, k, &self.limits, &out],
@@ -341,7 +341,7 @@ impl Limited {
                 scale.to_bits(),
             ],
             steps: chunks,
-            work: 128.0 * chunks as f64,
+            work: 128 * chunks,
         };
         run.record(&self.gpu)?;
         Ok(out)
@@ -351,14 +351,14 @@ impl Limited {
     fn softmax(&self, part: &Range<usize>, x: &Tensor, p: Option<&Tensor>) -> Result<()> {
         let mut tensors = vec![x, &self.limits];
         tensors.extend(p);
-        let run = Run {
+        let run = Each {
             source: &SOFTMAX,
             flags: if p.is_some() { &["BACKWARD"] } else { &[] },
             tensors: &tensors,
             count: part.len() * self.rows,
             params: &[(part.start * self.rows) as u32, self.chunks() as u32, self.scale.to_bits()],
             steps: 3 * self.chunks(),
-            work: 12.0 * self.keys as f64,
+            work: 12 * self.keys,
         };
         run.record(&self.gpu)
     }
@@ -381,7 +381,7 @@ impl Limited {
         [a, x, out]: [&Tensor; 3],
         steps: usize,
     ) -> Result<()> {
-        let run = Run {
+        let run = Each {
             source,
             flags: &[],
             tensors: &[a, x, &self.limits, out],
@@ -393,7 +393,7 @@ impl Limited {
                 (x.shape()[3] / 4) as u32,
             ],
             steps,
-            work: 128.0 * steps as f64,
+            work: 128 * steps,
         };
         run.record(&self.gpu)
     }

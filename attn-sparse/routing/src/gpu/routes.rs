@@ -7,7 +7,7 @@ use attn_wgpu::{DType, Result, Tensor};
 use ndarray::Array3;
 
 use super::Extents;
-use super::kernels::{NEAREST, NUMBER, Run};
+use super::kernels::{Each, NEAREST, NUMBER};
 use crate::{Config, reference};
 
 /// Behind the members of a centroid that has fewer than `window`, and the centroid of padding.
@@ -67,14 +67,14 @@ pub(super) fn numbered(given: &Tensor, planes: usize, width: usize) -> Result<Te
     let count = given.len();
     let out = Tensor::uninit(given.gpu(), &[count], DType::U32)?;
     let each = count.checked_div(planes).unwrap_or(0);
-    let run = Run {
+    let run = Each {
         source: &NUMBER,
         flags: &[],
         tensors: &[given, &out],
         count,
         params: &[each as u32, width as u32],
         steps: 1,
-        work: 4.0,
+        work: 4,
     };
     run.record(given.gpu())?;
     Ok(out)
@@ -247,7 +247,7 @@ fn nearest(scores: &Tensor, valid: Option<&Tensor>, extents: &Extents) -> Result
     let chunks = tokens.div_ceil(4);
     let mut tensors = vec![scores, &assigned];
     tensors.extend(valid);
-    let run = Run {
+    let run = Each {
         source: &NEAREST,
         flags: if valid.is_some() { &["VALID"] } else { &[] },
         tensors: &tensors,
@@ -261,7 +261,7 @@ fn nearest(scores: &Tensor, valid: Option<&Tensor>, extents: &Extents) -> Result
             f32::NEG_INFINITY.to_bits(),
         ],
         steps: clusters,
-        work: 8.0 * clusters as f64,
+        work: 8 * clusters,
     };
     run.record(gpu)?;
     Ok(assigned)

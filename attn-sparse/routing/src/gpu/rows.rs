@@ -3,7 +3,7 @@
 use attn_wgpu::scan::{Columns, column_sums_into};
 use attn_wgpu::{DType, Result, Tensor, ops};
 
-use super::kernels::{NORM, Run};
+use super::kernels::{Each, NORM};
 use crate::reference::VARIANCE_EPSILON;
 
 /// Step 2 for `[batch, heads, tokens, dim]`, with rows filled up to whole groups of four elements.
@@ -22,14 +22,14 @@ pub(super) fn normed(x: &Tensor) -> Result<Tensor> {
     let mut params = vec![dim as u32, chunks as u32, (VARIANCE_EPSILON as f32).to_bits()];
     params.extend([shape[1] as u32, shape[2] as u32]);
     params.extend(place.map(|elements| (elements / 4) as u32));
-    let run = Run {
+    let run = Each {
         source: &NORM,
         flags: &[],
         tensors: &[&x, &out],
         count: out.len() / shape[3],
         params: &params,
         steps: 3 * chunks,
-        work: 8.0 * dim as f64,
+        work: 8 * dim,
     };
     run.record(x.gpu())?;
     Ok(out)

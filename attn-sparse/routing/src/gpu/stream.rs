@@ -13,7 +13,7 @@ use attn_wgpu::attention::Inputs;
 use attn_wgpu::{DType, Gpu, Result, Tensor, ops};
 
 use super::clusters::Limited;
-use super::kernels::{AVERAGE, ENTER, PLACE, Run};
+use super::kernels::{AVERAGE, ENTER, Each, PLACE};
 use super::routes::scores;
 use super::{Centroids, Extents, Routing, Tokens};
 
@@ -195,14 +195,14 @@ impl Routing {
         let lists = list.scores.len() / window;
         let new = || Tensor::uninit(&self.gpu, &[lists], DType::U32);
         let entered = Entered { slots: new()?, limits: new()? };
-        let run = Run {
+        let run = Each {
             source: &ENTER,
             flags: &[],
             tensors: &[scores, &list.scores, &list.tokens, &entered.slots, &entered.limits],
             count: lists,
             params: &[window as u32, token as u32, scores.shape()[3] as u32, at as u32],
             steps: window,
-            work: 8.0 * window as f64,
+            work: 8 * window,
         };
         run.record(&self.gpu)?;
         Ok(entered)
@@ -210,7 +210,7 @@ impl Routing {
 
     fn place(&self, x: &Tensor, at: usize, slots: &Tensor, held: &Tensor) -> Result<()> {
         let &[_, clusters, window, dim] = held.shape() else { return Ok(()) };
-        let run = Run {
+        let run = Each {
             source: &PLACE,
             flags: &[],
             tensors: &[x, slots, held],
@@ -223,14 +223,14 @@ impl Routing {
                 at as u32,
             ],
             steps: 1,
-            work: 4.0,
+            work: 4,
         };
         run.record(&self.gpu)
     }
 
     fn average(&self, x: &Tensor, limits: &Tensor, at: usize, out: &Tensor) -> Result<()> {
         let &[planes, clusters, _, dim] = x.shape() else { return Ok(()) };
-        let run = Run {
+        let run = Each {
             source: &AVERAGE,
             flags: &[],
             tensors: &[x, limits, out],
@@ -243,7 +243,7 @@ impl Routing {
                 at as u32,
             ],
             steps: clusters,
-            work: 8.0 * clusters as f64,
+            work: 8 * clusters,
         };
         run.record(&self.gpu)
     }

@@ -6,7 +6,7 @@ use attn_wgpu::matmul::matmul;
 use attn_wgpu::{DType, Result, Tensor, ops};
 
 use super::clusters::Clusters;
-use super::kernels::{NORM_BACK, Run};
+use super::kernels::{Each, NORM_BACK};
 use super::{Centroids, Extents, Routes, Routing, Tokens, aligned, repeated, summed, summed_into};
 use crate::reference::VARIANCE_EPSILON;
 
@@ -265,14 +265,14 @@ impl Routing {
         let epsilon = VARIANCE_EPSILON as f32;
         let mut params = vec![dim as u32, chunks as u32, epsilon.to_bits()];
         params.extend(own);
-        let run = Run {
+        let run = Each {
             source: &NORM_BACK,
             flags,
             tensors: &tensors,
             count: x.len() / x.shape()[3],
             params: &params,
             steps: 4 * chunks,
-            work: 16.0 * dim as f64,
+            work: 16 * dim,
         };
         run.record(&self.gpu)
     }

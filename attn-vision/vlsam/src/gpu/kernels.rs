@@ -1,20 +1,12 @@
 //! This crate's kernels, and how they are run.
 
+use attn_wgpu::each::{self, workgroup};
 use attn_wgpu::{
-    Binding, Call, Capabilities, Constants, DeviceKind, Gpu, KernelSource, Result, Tensor, ops,
+    Binding, Call, Capabilities, Constants, Gpu, KernelSource, Result, Tensor, kernel_sources, ops,
 };
 
-macro_rules! kernels {
-    ($($name:ident = $file:literal),* $(,)?) => {
-        $(pub(super) const $name: KernelSource = KernelSource {
-            name: $file,
-            text: include_str!(concat!("../kernels/", $file, ".wgsl")),
-            imports: ops::SNIPPETS,
-        };)*
-    };
-}
-
-kernels! {
+kernel_sources! {
+    ops::SNIPPETS;
     ROW_MAX = "vlsam_row_max",
     HEAD_WEIGHTS = "vlsam_head_weights",
     STEP = "vlsam_step",
@@ -60,14 +52,8 @@ pub(super) fn start(tensor: &Tensor) -> u32 {
     tensor.binding().1 as u32
 }
 
-fn workgroup(capabilities: &Capabilities) -> u32 {
-    let wanted = if capabilities.kind == DeviceKind::Cpu { 16 } else { 64 };
-    wanted.min(capabilities.max_workgroup_threads)
-}
-
 fn constants(capabilities: &Capabilities, flag: Option<&str>) -> Constants {
-    let constants = Constants::new().int("WORKGROUP", workgroup(capabilities));
-    flag.into_iter().fold(constants, |constants, flag| constants.flag(flag, true))
+    each::constants(capabilities, flag.as_slice())
 }
 
 /// This crate's kernels in the variants that a device gets, for tools that check them.

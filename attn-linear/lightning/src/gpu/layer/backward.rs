@@ -8,7 +8,7 @@ use attn_wgpu::{DType, Result, Tensor, ops};
 
 use super::{Layer, Mixer, Output, Unit, Weights, product};
 use crate::gpu::State;
-use crate::gpu::kernels::{Run, SILU_BACKWARD};
+use crate::gpu::kernels::{Each, SILU_BACKWARD};
 use crate::gpu::lrpe::whole;
 
 /// What [`Layer::backward`] needs of a forward pass.
@@ -109,12 +109,14 @@ impl Layer {
         ops::copy(&dk, &self.heads(&d_active, 1)?)?;
         ops::copy(&grads.dv, &self.heads(&d_projected, 2)?)?;
         let d_qk = new(2)?;
-        let run = Run {
+        let run = Each {
             source: &SILU_BACKWARD,
+            flags: &[],
             tensors: &[&whole(&mixer.qk)?, &d_active, &d_qk],
             count: d_qk.len(),
             params: &[],
             steps: 0,
+            work: 20,
         };
         run.record(gpu)?;
         ops::copy(&d_qk, &d_projected.narrow(2, 0, 2 * self.hidden)?)?;

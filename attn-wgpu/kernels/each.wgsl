@@ -5,10 +5,10 @@ fn each(
   @builtin(num_workgroups) counts: vec3<u32>,
   @builtin(local_invocation_index) lane: u32,
 ) {
-  // The host folds any number of workgroups into three dimensions.
-  let group = workgroup.x + counts.x * (workgroup.y + counts.y * workgroup.z);
-  let index = group * WORKGROUP + lane;
+  let index = linear_group(workgroup, counts) * WORKGROUP + lane;
   if index < params.count {
     one(index);
   }
 }
+
+#import "linear"
