@@ -55,7 +55,7 @@ fn main() -> Result<(), Failure> {
     println!("|---|---:|---:|---:|---:|---:|");
     let start = Instant::now();
     run.report("before", &held_back, &start)?;
-    for epoch in 0..epochs {
+    for epoch in 1..=epochs {
         run.epoch()?;
         run.report(&epoch.to_string(), &held_back, &start)?;
     }
@@ -131,10 +131,13 @@ impl<'a> Run<'a> {
             [self.learned, held_back].map(|prompts| self.judge(&model, prompts));
         let ([learned, _], [first, reciprocal]) = (learned?, held_back?);
         let steps = self.learned.len().div_ceil(BATCH).min(self.losses.len());
-        let loss =
-            self.losses[self.losses.len() - steps..].iter().sum::<f64>() / steps.max(1) as f64;
+        let last = &self.losses[self.losses.len() - steps..];
+        let loss = match last.iter().sum::<f64>() / steps as f64 {
+            mean if mean.is_finite() => format!("{mean:.3}"),
+            _ => String::new(),
+        };
         println!(
-            "| {epoch} | {loss:.3} | {learned:.2} | {first:.2} | {reciprocal:.2} | {:.0} |",
+            "| {epoch} | {loss} | {learned:.2} | {first:.2} | {reciprocal:.2} | {:.0} |",
             start.elapsed().as_secs_f64()
         );
         Ok(())

@@ -33,7 +33,7 @@ impl Frozen {
 /// Heads of a layer and how they rotate.
 #[derive(Debug, Clone)]
 pub struct Heads {
-    hidden: usize,
+    pub hidden: usize,
     heads: usize,
     heads_kv: usize,
     dim: usize,

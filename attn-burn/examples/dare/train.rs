@@ -65,17 +65,17 @@ pub fn train(
     epochs: usize,
 ) -> Result<Best, Failure> {
     let mut run = Run::new(kind, set, device, seed)?;
-    let mut best: Option<Best> = None;
+    let mut best: Option<(usize, f64, Dare)> = None;
     for epoch in 1..=epochs {
         run.epoch(usize::MAX, false)?;
         let model = run.model.valid();
-        let area = |samples: &[Sample]| run.area(&model, samples);
-        let found = Best { epoch, valid: area(&set.valid)?, test: area(&set.test)? };
-        if best.as_ref().is_none_or(|best| found.valid > best.valid) {
-            best = Some(found);
+        let valid = run.area(&model, &set.valid)?;
+        if best.as_ref().is_none_or(|(_, most, _)| valid > *most) {
+            best = Some((epoch, valid, model));
         }
     }
-    best.ok_or_else(|| "no epoch".into())
+    let (epoch, valid, model) = best.ok_or("no epoch")?;
+    Ok(Best { epoch, valid, test: run.area(&model, &set.test)? })
 }
 
 /// Largest relative difference of the first losses by kernels and by definition.
