@@ -48,6 +48,7 @@ impl<S: AttentionSource + ?Sized> AttentionSource for &S {
 /// Attention of one layer.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
+#[expect(clippy::large_enum_variant, reason = "there is one a layer, and a model has few layers")]
 pub enum LayerAttention {
     /// What probabilities are made of. They are never stored.
     QueriesKeys(QueriesKeys),

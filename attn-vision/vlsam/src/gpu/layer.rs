@@ -12,6 +12,7 @@ use crate::{LayerAttention, QueriesKeys};
 const FEW: usize = 4;
 
 /// A layer with what all rows share.
+#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
 pub(super) enum Prepared {
     QueriesKeys { q: Tensor, k: Tensor, attention: Attention, lse: Tensor, row_max: Tensor },
     Maps(Tensor),

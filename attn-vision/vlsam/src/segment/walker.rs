@@ -27,7 +27,7 @@ use levels::Cut;
 ///
 /// With a mask, pixels are pulled to the side whose colour they have: that inside of the mask, or that
 /// close around it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct RandomWalker {
     config: WalkerConfig,
     scene: Option<Scene>,
@@ -54,12 +54,6 @@ impl Scene {
             place.clamp(0.0, places.saturating_sub(1) as f64) as usize
         };
         (along(point.y, self.size.0, rows), along(point.x, self.size.1, columns))
-    }
-}
-
-impl Default for RandomWalker {
-    fn default() -> Self {
-        RandomWalker { config: WalkerConfig::default(), scene: None }
     }
 }
 
