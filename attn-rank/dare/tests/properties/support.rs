@@ -40,8 +40,9 @@ pub fn batch(seed: u64, requests: usize, length: usize, rows: Rows) -> Batch {
         _ if b + 1 == requests => length,
         _ => (bits(seed, 9, b as u64) % (length as u64 + 1)) as usize,
     };
-    let counts =
-        |b: usize, j: usize| j + own(b) >= length && bits(seed, 8, (b * length + j) as u64) % 7 > 0;
+    let counts = |b: usize, j: usize| {
+        j + own(b) >= length && !bits(seed, 8, (b * length + j) as u64).is_multiple_of(7)
+    };
     let fill = |stream, rows| {
         Array2::from_shape_fn((requests, length), |(b, j)| {
             if counts(b, j) { id(seed, stream, b * length + j, rows) } else { 0 }
@@ -94,7 +95,7 @@ pub fn near<D: Dimension>(what: &str, got: &Tensor, want: ArrayView<'_, f64, D>,
     assert_eq!(got.shape(), want.shape(), "{what}");
     let got = host::<ndarray::IxDyn>(got);
     let largest = want.iter().fold(1e-3, |top: f64, x| top.max(x.abs()));
-    let worst = worst(&got, &want.into_dyn()) / largest;
+    let worst = worst(&got, want.into_dyn()) / largest;
     assert!(worst <= bound, "{what}: {worst:e} above {bound:e}");
 }
 

@@ -75,9 +75,12 @@ impl Case {
     }
 }
 
+/// The patch at which a case's map is the largest.
+type Peak = fn(&Case) -> usize;
+
 #[test]
 fn regularisation_undoes_the_collapse() {
-    let kinds: [(&str, fn(&Case) -> usize); 4] = [
+    let kinds: [(&str, Peak); 4] = [
         ("once", |case| case.flow(Regularisation::Once)),
         ("per layer", |case| case.flow(Regularisation::PerLayer)),
         ("none", |case| case.flow(Regularisation::None)),
