@@ -97,7 +97,7 @@ fn losses_and_gradients_are_those_of_golden_files() {
         // A backward pass takes the graph with it, so each has one of its own.
         let scores =
             || op.scores(q.clone().narrow(2, first, signals), k.clone(), &segments).unwrap();
-        let loss = || op.loss(scores(), &[positives.clone()], &segments).unwrap();
+        let loss = || op.loss(scores(), std::slice::from_ref(&positives), &segments).unwrap();
         close(&file, "doc_scores", &read(scores()), SCORES);
         close(&file, "aux_loss", &read(loss()), LOSS);
         let grads = loss().backward();

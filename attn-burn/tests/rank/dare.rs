@@ -126,7 +126,7 @@ const HISTORY: usize = 12;
 /// Of `count` requests, every third behaviour of the older half missing.
 fn drawn(count: usize, device: &Device) -> Requests {
     let number = |at: usize, below: usize| (1 + (at * at * 7 + at * 3) % (below - 1)) as i32;
-    let item = |at: usize| match (at % HISTORY < 6 && at % 3 == 0, number(at, ITEMS)) {
+    let item = |at: usize| match (at % HISTORY < 6 && at.is_multiple_of(3), number(at, ITEMS)) {
         (true, _) => 0,
         (false, item) => item,
     };

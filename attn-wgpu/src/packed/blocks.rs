@@ -33,6 +33,7 @@ pub(super) const GROUP: usize = 4;
 pub(super) const STEP: usize = 32;
 
 impl BlockType {
+    #[cfg(any(test, feature = "bench"))]
     pub(super) const ALL: [BlockType; 5] =
         [BlockType::Q4_0, BlockType::Q4_1, BlockType::Q8_0, BlockType::Q4K, BlockType::Q6K];
 
