@@ -1,7 +1,7 @@
 //! Kernels whose invocations are independent of each other: how the small kernels of most mechanisms run.
 //!
 //! Such a kernel's parameters begin with `count`, the number of invocations. With the snippet `each` of
-//! [`ops::SNIPPETS`](crate::ops::SNIPPETS) it is a function `one(index)`; others count by themselves. The constant
+//! [`ops::SNIPPETS`] it is a function `one(index)`; others count by themselves. The constant
 //! `WORKGROUP` is the number of invocations of a workgroup.
 
 use crate::capabilities::Capabilities;
