@@ -349,8 +349,8 @@ mod tests {
         assert_eq!(
             error.unwrap(),
             "there is no mechanism `dens`; there are dense, dense-f16, dense-backward, plan-blocks-32, plan-tokens, \
-             flexprefill, routing, lightning, masked-linear, aaren, flowformer, titans-linear, titans, dense-stream, \
-             lightning-stream, aaren-stream, titans-stream"
+             flexprefill, routing, blockrank, lightning, masked-linear, aaren, flowformer, titans-linear, titans, \
+             dense-stream, lightning-stream, aaren-stream, titans-stream"
         );
     }
 }

@@ -294,6 +294,7 @@ pub mod tests {
             let names: HashSet<_> = cases.iter().map(|case| (case.name, &case.problem)).collect();
             assert_eq!(names.len(), cases.len());
         }
-        assert!(cases(false, &["matvec".into()]).iter().all(|case| case.name == "matvec"));
+        let chosen = cases(false, &["matvec".into()]);
+        assert!(!chosen.is_empty() && chosen.iter().all(|case| case.name.contains("matvec")));
     }
 }

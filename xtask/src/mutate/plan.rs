@@ -252,6 +252,12 @@ const COLUMNS: Row = Row {
     long: &[],
 };
 
+const TRANSPOSED: Row = Row {
+    of: "",
+    quick: &["forms::transposed_reads_what_is_seen", "forms::transposed"],
+    long: &[],
+};
+
 const WEIGHTS: Row = Row {
     of: "",
     quick: &[
@@ -330,6 +336,36 @@ const MATMUL: Row = Row {
 const NORM: Row = Row {
     of: "",
     quick: &["norm::norms_are_those_of_f64", "norm::large_rows_keep_their_digits"],
+    long: &[],
+};
+
+const PACKED: Row = Row {
+    of: "",
+    quick: &[
+        "packed::values_are_those_of_the_formats",
+        "packed::smoke_every_type_on_every_kernel",
+        "packed::extents_of_zero",
+        "packed::unusable_numbers_stay_where_they_are",
+        "packed::strides_of_operands_and_results",
+        "packed::rows_by_number",
+    ],
+    long: &[
+        "packed::any_number_of_rows",
+        "packed::every_epilogue_with_every_type",
+        "packed::rows_depend_on_nothing_else",
+        "packed::what_no_binding_holds_is_split",
+        "packed::work_above_the_cap_is_split_and_changes_no_bit",
+        "packed::plain_devices_and_poisoned_buffers",
+    ],
+};
+
+const SCATTER: Row = Row {
+    of: "",
+    quick: &[
+        "scatter::what_weighs_nothing_is_not_read",
+        "scatter::scattering_is_what_gathering_needs",
+        "scatter::sums_are_those_of_a_loop",
+    ],
     long: &[],
 };
 
@@ -562,6 +598,7 @@ const BY_FILE: &[(&str, &[&Row])] = &[
     ("attention_backward_kv", &[&BACKWARD, &UNEVEN]),
     ("attention_pairs", &[&BACKWARD]),
     ("attention_columns", &[&COLUMNS, &UNEVEN]),
+    ("attention_transposed", &[&TRANSPOSED]),
     ("attention_weights", &[&WEIGHTS]),
     ("attention_delta", &[&DELTA]),
     ("attention_sinks", &[&SINKS]),
@@ -577,6 +614,19 @@ const BY_FILE: &[(&str, &[&Row])] = &[
     ("matmul_rows", &[&MATMUL]),
     ("matmul_store", &[&MATMUL]),
     ("matmul_tile", &[&MATMUL]),
+    ("packed_block", &[&PACKED]),
+    ("packed_direct", &[&PACKED]),
+    ("packed_few", &[&PACKED]),
+    ("packed_fields", &[&PACKED]),
+    ("packed_gather", &[&PACKED]),
+    ("packed_lanes", &[&PACKED]),
+    ("packed_operands", &[&PACKED]),
+    ("packed_tile", &[&PACKED]),
+    ("each", &[&SCATTER, &SORTED]),
+    ("scatter_counts", &[&SCATTER]),
+    ("scatter_pieces", &[&SCATTER]),
+    ("scatter_rows", &[&SCATTER]),
+    ("scatter_sum", &[&SCATTER]),
     ("activation", &[&ELEMENTS, &MATMUL]),
     ("halves", &[&ELEMENTS, &MATMUL, &NORM]),
     ("map", &[&ELEMENTS]),
@@ -651,6 +701,7 @@ const ALL: &[&Row] = &[
     &BACKWARD,
     &MERGE,
     &COLUMNS,
+    &TRANSPOSED,
     &WEIGHTS,
     &DELTA,
     &SINKS,
@@ -658,6 +709,8 @@ const ALL: &[&Row] = &[
     &FOLDED,
     &UNEVEN,
     &MATMUL,
+    &PACKED,
+    &SCATTER,
     &NORM,
     &LINEAR,
     &LINEAR_DECODE,
