@@ -13,8 +13,7 @@ use ndarray::{Array1, Array2, Axis};
 
 use crate::LAYER;
 use crate::model::{Failure, Frozen, Heads};
-use crate::prompts::{Task, tasks};
-use crate::wiki::articles;
+use crate::prompts::Task;
 
 const MODEL: &str = "smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
 const WIKI: &str = "wiki/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened";
@@ -31,8 +30,8 @@ pub struct Prepared {
     pub key: Vec<f32>,
 }
 
-/// Prompts of each kind, `counts` of them.
-pub fn prepare(gpu: &Gpu, counts: [usize; 2], seed: u64) -> Result<Prepared, Failure> {
+/// The fetched model, and the text that prompts are made of.
+pub fn fetched() -> Result<(Source, String), Failure> {
     let cache = attn_model::cache_dir().ok_or("no cache folder: HOME is not set")?;
     let there = |file: &str, command: &str| match cache.join(file) {
         path if path.is_file() => Ok(path),
@@ -40,6 +39,16 @@ pub fn prepare(gpu: &Gpu, counts: [usize; 2], seed: u64) -> Result<Prepared, Fai
     };
     let source = Source::open(there(MODEL, "model fetch smollm2")?)?;
     let text = fs::read_to_string(there(WIKI, "data fetch wiki")?)?;
+    Ok((source, text))
+}
+
+/// Prompts of each kind.
+pub fn prepare(
+    gpu: &Gpu,
+    source: &Source,
+    tasks: &[Vec<Task>; 2],
+    seed: u64,
+) -> Result<Prepared, Failure> {
     let weights = |name: &str, count: usize| {
         let name = format!("model.layers.{LAYER}.self_attn.{name}.weight");
         let shape = [count * source.config.head_dim, source.config.hidden];
@@ -48,14 +57,14 @@ pub fn prepare(gpu: &Gpu, counts: [usize; 2], seed: u64) -> Result<Prepared, Fai
     let (query, key) =
         (weights("q_proj", source.config.heads)?, weights("k_proj", source.config.heads_kv)?);
 
-    let [train, test] = counts;
+    let [train, test] = tasks.each_ref().map(Vec::len);
+    let cache = attn_model::cache_dir().ok_or("no cache folder: HOME is not set")?;
     let folder = cache.join("blockrank");
     let kept = folder.join(format!("layer{LAYER}-{train}-{test}-{seed}.safetensors"));
     let prompts = match kept.is_file() {
         true => load(&kept)?,
         false => {
-            let tasks = tasks(&articles(&text), train, test, seed);
-            let reader = Reader::new(gpu, &source)?;
+            let reader = Reader::new(gpu, source)?;
             let [learned, held_back] = tasks.each_ref().map(|tasks| reader.all(tasks));
             let prompts = [learned?, held_back?];
             fs::create_dir_all(&folder)?;

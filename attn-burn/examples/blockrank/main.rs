@@ -1,7 +1,7 @@
 //! A language model learns to rank at one layer: of SmolLM2, frozen, only the projections of queries and keys of
 //! layer 12 are trained, by the contrastive loss on how much of the signal tokens' attention each document gets.
-//! Prompts are made of Wikipedia's paragraphs; those of articles held back judge. Prints figures, and saves the
-//! projections for the ranker of `attn-blockrank`.
+//! Prompts are made of Wikipedia's paragraphs; those of articles held back judge. Prints figures, saves the
+//! projections, and lets the ranker of `attn-blockrank` order the prompts held back with them.
 //!
 //! `cargo xtask model fetch smollm2` and `cargo xtask data fetch wiki` fetch what this needs.
 //!
@@ -11,6 +11,7 @@ mod frozen;
 mod model;
 mod plain;
 mod prompts;
+mod ranked;
 mod wiki;
 
 use std::time::Instant;
@@ -43,9 +44,11 @@ fn main() -> Result<(), Failure> {
     let (train, test, epochs) = (number(0, 120)?, number(1, 50)?, number(2, 8)?);
     let out = args.get(3).map_or("projections.safetensors", String::as_str);
     let device = attn_burn::device()?;
+    let (source, text) = frozen::fetched()?;
+    let tasks = prompts::tasks(&wiki::articles(&text), train, test, SEED);
     let start = Instant::now();
     let frozen::Prepared { prompts: [learned, held_back], heads, query, key } =
-        frozen::prepare(&attn_burn::gpu(&device)?, [train, test], SEED)?;
+        frozen::prepare(&attn_burn::gpu(&device)?, &source, &tasks, SEED)?;
     println!("{} prompts frozen in {:.0} s", train + test, start.elapsed().as_secs_f64());
 
     let device = device.autodiff();
@@ -73,6 +76,8 @@ fn main() -> Result<(), Failure> {
     };
     Tuned { layer: LAYER, w_q: rows(query)?, w_k: rows(key)? }.save(out)?;
     println!("{out}");
+    let [first, reciprocal] = ranked::judge(&attn_burn::gpu(&device)?, &source, out, &tasks[1])?;
+    println!("a ranker with that file, held back: P@1 {first:.2}, MRR {reciprocal:.2}");
     Ok(())
 }
 
