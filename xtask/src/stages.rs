@@ -372,15 +372,16 @@ mod tests {
         let stages = list(true);
         let lanes = lines(&stages, "lanes-16");
         assert!(lanes[0].contains("LP_NATIVE_VECTOR_WIDTH=512"));
-        assert!(lanes[0].contains("(built tests but `backward`, `device`, `matmul`, `plan`, "));
+        assert!(lanes[0].contains("(built tests but `backward`, `device`, `forms`, `matmul`, "));
+        assert!(lanes[0].ends_with(" --skip what_runs_is_listed"));
         assert!(lanes[1].contains("MESA_SHADER_CACHE_DIR=cache/16"));
         assert!(
             lanes[1].ends_with("(built test `backward` of attn-wgpu) --exact head_dims_and_ratios")
         );
-        assert_eq!(lanes.len(), 7);
-        assert!(lanes[6].ends_with("(built test `properties` of attn-lightning) smoke"));
+        assert_eq!(lanes.len(), 13);
+        assert!(lanes[12].ends_with("(built test `properties` of attn-lightning) smoke"));
         let plain = &lines(&stages, "plain")[0];
-        assert!(plain.contains("(built tests but `places`, `plan_laws`, "), "{plain}");
+        assert!(plain.contains("(built tests but `forms`, `places`, "), "{plain}");
         assert!(plain.contains("ATTN_LIMITS=webgpu ATTN_DISABLE=subgroup,f16"), "{plain}");
     }
 

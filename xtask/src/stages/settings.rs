@@ -4,27 +4,33 @@ use super::{SMOKE, Step, Variable, find, with};
 use crate::built::{Pick, Programs, cargo_test};
 use crate::workspace::{Member, Workspace};
 
-/// Most of the time of these goes into Mesa's compiler, and half of that into optimisations that add nothing to a
-/// test but speed. The other programs have them.
+/// Most of the time of the backend's tests goes into Mesa's compiler, and half of that into optimisations that add
+/// nothing to a test but speed. Those of models and papers have them.
 fn quick_compiler() -> Variable {
     ("GALLIVM_PERF", "nopt".into())
 }
 
-/// Programs of attn-wgpu that take Mesa's compiler minutes. Each runs whole at one of the two other lane widths, and
-/// at the second only the test named here.
-const LONG: [(&str, u32, &str); 11] = [
-    ("attention", 16, "head_dims"),
-    ("backward", 4, "head_dims_and_ratios"),
-    ("device", 4, "many_threads_share_one_device"),
-    ("forms", 16, "decode_of_long_keys"),
-    ("matmul", 4, "smoke_tile_edges_of_every_kernel"),
-    ("places", 16, "gradients_know_their_batch_and_head"),
-    ("plan", 4, "smoke_named_plans"),
-    ("plan_backward", 16, "named_plans"),
-    ("plan_laws", 4, "every_key_counts_once"),
-    ("plan_lists", 16, "clusters_of_tokens"),
-    ("weights", 16, "heads_and_dims"),
+/// Programs of attn-wgpu that take Mesa's compiler minutes. At another lane width than 8 each runs only the test
+/// named here, but for two whose kernels depend most on that width: they run whole at one of the two.
+const LONG: [(&str, Option<u32>, &str); 13] = [
+    ("attention", Some(16), "head_dims"),
+    ("backward", None, "head_dims_and_ratios"),
+    ("device", None, "many_threads_share_one_device"),
+    ("forms", None, "decode_of_long_keys"),
+    ("matmul", Some(4), "smoke_tile_edges_of_every_kernel"),
+    ("packed", Some(16), "smoke_every_type_on_every_kernel"),
+    ("places", None, "gradients_know_their_batch_and_head"),
+    ("plan", None, "smoke_named_plans"),
+    ("plan_backward", None, "head_dims"),
+    ("plan_laws", None, "every_key_counts_once"),
+    ("plan_lists", None, "clusters_of_tokens"),
+    ("targets", None, "attention_over_plans"),
+    ("weights", None, "heads_and_dims"),
 ];
+
+/// What a test has in its name that compares kernels which run with the list of all: seconds each, and on a device
+/// like that of the tests at 8 lanes.
+const LISTS: &str = "what_runs_is_listed";
 
 /// All tests of all members, the examples in their documentation too.
 pub fn all(ws: &Workspace, env: Vec<Variable>) -> Vec<Step> {
@@ -35,7 +41,7 @@ pub fn all(ws: &Workspace, env: Vec<Variable>) -> Vec<Step> {
             // The long ones first: programs run side by side, and none should be left alone at the end.
             let quick = [&env[..], &[quick_compiler()]].concat();
             steps.push(pick(&member.name, Programs::Tests(long()), &[], &quick));
-            steps.push(pick(&member.name, Programs::TestsBut(long()), &[], &env));
+            steps.push(pick(&member.name, Programs::TestsBut(long()), &[], &quick));
         } else {
             steps.push(pick(&member.name, Programs::AllTests, &[], &env));
         }
@@ -53,28 +59,30 @@ fn pick(member: &str, programs: Programs, args: &[&str], env: &[Variable]) -> St
     })
 }
 
-/// At another width of subgroups than the tests of all, with the long programs in turns.
+/// At another width of subgroups than the tests of all, with the long programs in brief.
 pub fn at_lanes(ws: &Workspace, env: Vec<Variable>, lanes: u32) -> Vec<Step> {
-    let elsewhere: Vec<_> = LONG.into_iter().filter(|(_, at, _)| *at != lanes).collect();
-    run(ws, env, &elsewhere)
+    let elsewhere: Vec<_> = LONG.into_iter().filter(|(_, at, _)| *at != Some(lanes)).collect();
+    run(ws, env, &elsewhere, &["--skip", LISTS])
 }
 
 /// Those of the long programs whose kernels the others run on such a device, too.
-const BRIEF_ON_PLAIN: [&str; 4] = ["places", "plan_laws", "plan_lists", "weights"];
+const BRIEF_ON_PLAIN: [&str; 7] =
+    ["forms", "places", "plan_backward", "plan_laws", "plan_lists", "targets", "weights"];
 
 /// On a device with nothing that WebGPU does not promise.
 pub fn plain(ws: &Workspace, mut env: Vec<Variable>) -> Vec<Step> {
     env.push(("ATTN_LIMITS", "webgpu".into()));
     env.push(("ATTN_DISABLE", "subgroup,f16,immediates,timestamps".into()));
-    let brief = |(program, ..): &(&str, u32, &str)| BRIEF_ON_PLAIN.contains(program);
-    run(ws, env, &LONG.into_iter().filter(brief).collect::<Vec<_>>())
+    let brief = |(program, ..): &(&str, Option<u32>, &str)| BRIEF_ON_PLAIN.contains(program);
+    run(ws, env, &LONG.into_iter().filter(brief).collect::<Vec<_>>(), &[])
 }
 
-/// The backend's own tests, and one test of each paper. Of the programs in `brief` one test.
+/// The backend's own tests, with arguments, and one test of each paper. Of the programs in `brief` one test.
 fn run(
     ws: &Workspace,
     mut env: Vec<Variable>,
-    brief: &[(&'static str, u32, &'static str)],
+    brief: &[(&'static str, Option<u32>, &'static str)],
+    args: &[&str],
 ) -> Vec<Step> {
     if find(ws, "attn-wgpu").is_none() {
         return vec![Step::Skip("there is no attn-wgpu".into())];
@@ -83,7 +91,7 @@ fn run(
     env.push(("PROPTEST_CASES", "2".into()));
     env.push(quick_compiler());
     let whole = Programs::TestsBut(brief.iter().map(|(program, ..)| *program).collect());
-    let mut steps = vec![pick("attn-wgpu", whole, &[], &env)];
+    let mut steps = vec![pick("attn-wgpu", whole, args, &env)];
     for (program, _, test) in brief {
         steps.push(pick("attn-wgpu", Programs::Test(program), &["--exact", test], &env));
     }
@@ -107,7 +115,7 @@ mod tests {
         let long = LONG.map(|(program, ..)| program);
         assert!(BRIEF_ON_PLAIN.iter().all(|program| long.contains(program)));
         for (program, at, test) in LONG {
-            assert!(matches!(at, 4 | 16), "{program}");
+            assert!(matches!(at, None | Some(4 | 16)), "{program}");
             let text = fs::read_to_string(tests.join(format!("{program}.rs"))).unwrap();
             assert!(text.contains(&format!("fn {test}(")), "{program}: {test}");
         }
