@@ -369,7 +369,7 @@ fn peak_memory_is_linear_in_tokens() {
 }
 
 proptest! {
-    #![proptest_config(common::cases(12))]
+    #![proptest_config(common::cases(8))]
 
     #[test]
     fn any_configuration_equals_the_reference(

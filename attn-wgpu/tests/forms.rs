@@ -626,7 +626,7 @@ fn decode_equals_prefill() {
 }
 
 proptest! {
-    #![proptest_config(common::cases(16))]
+    #![proptest_config(common::cases(10))]
 
     /// Any mask with soft-cap, modifier, scale and sinks.
     #[test]

@@ -339,7 +339,7 @@ fn case() -> impl Strategy<Value = Case> {
 }
 
 proptest! {
-    #![proptest_config(cases(40))]
+    #![proptest_config(cases(24))]
 
     #[test]
     fn anything_equals_loops_in_f64(case in case(), kernel in 0..5usize) {

@@ -23,7 +23,7 @@ fn smoke_named_plans() {
 }
 
 proptest! {
-    #![proptest_config(cases(24))]
+    #![proptest_config(cases(16))]
 
     #[test]
     fn any_plan_equals_the_reference(case in plan_case(40_000)) {

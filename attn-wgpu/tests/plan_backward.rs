@@ -54,7 +54,7 @@ fn head_dims() {
 }
 
 proptest! {
-    #![proptest_config(cases(8))]
+    #![proptest_config(cases(6))]
 
     #[test]
     fn any_plan_equals_the_reference(case in plan_case(40_000)) {

@@ -381,7 +381,7 @@ mod tests {
         assert_eq!(lanes.len(), 13);
         assert!(lanes[12].ends_with("(built test `properties` of attn-lightning) smoke"));
         let plain = &lines(&stages, "plain")[0];
-        assert!(plain.contains("(built tests but `forms`, `places`, "), "{plain}");
+        assert!(plain.contains("(built tests but `forms`, `matmul`, `places`, "), "{plain}");
         assert!(plain.contains("ATTN_LIMITS=webgpu ATTN_DISABLE=subgroup,f16"), "{plain}");
     }
 

@@ -65,9 +65,19 @@ pub fn at_lanes(ws: &Workspace, env: Vec<Variable>, lanes: u32) -> Vec<Step> {
     run(ws, env, &elsewhere, &["--skip", LISTS])
 }
 
-/// Those of the long programs whose kernels the others run on such a device, too.
-const BRIEF_ON_PLAIN: [&str; 7] =
-    ["forms", "places", "plan_backward", "plan_laws", "plan_lists", "targets", "weights"];
+/// Those of the long programs whose kernels the others run on such a device, too, or that take such capabilities in
+/// the tests at 8 lanes.
+const BRIEF_ON_PLAIN: [&str; 9] = [
+    "forms",
+    "matmul",
+    "places",
+    "plan",
+    "plan_backward",
+    "plan_laws",
+    "plan_lists",
+    "targets",
+    "weights",
+];
 
 /// On a device with nothing that WebGPU does not promise.
 pub fn plain(ws: &Workspace, mut env: Vec<Variable>) -> Vec<Step> {
