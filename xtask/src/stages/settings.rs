@@ -4,11 +4,14 @@ use super::{SMOKE, Step, Variable, find, with};
 use crate::built::{Pick, Programs, cargo_test};
 use crate::workspace::{Member, Workspace};
 
-/// Most of the time of the backend's tests goes into Mesa's compiler, and half of that into optimisations that add
-/// nothing to a test but speed. Those of models and papers have them.
-fn quick_compiler() -> Variable {
+/// Most of the time of tests goes into Mesa's compiler, and half of that into optimisations that add nothing to a test
+/// but speed.
+pub(super) fn quick_compiler() -> Variable {
     ("GALLIVM_PERF", "nopt".into())
 }
+
+/// The member whose tests compute more than they compile: on a real model.
+const COMPUTES: &str = "attn-model";
 
 /// Programs of attn-wgpu that take Mesa's compiler minutes. At another lane width than 8 each runs only the test
 /// named here, but for two whose kernels depend most on that width: they run whole at one of the two.
@@ -35,15 +38,17 @@ const LISTS: &str = "what_runs_is_listed";
 /// All tests of all members, the examples in their documentation too.
 pub fn all(ws: &Workspace, env: Vec<Variable>) -> Vec<Step> {
     let long = || LONG.iter().map(|(program, ..)| *program).collect();
+    let quick = [&env[..], &[quick_compiler()]].concat();
     let mut steps = Vec::new();
     for member in ws.members.iter().filter(|m| m.default) {
-        if member.name == "attn-wgpu" {
-            // The long ones first: programs run side by side, and none should be left alone at the end.
-            let quick = [&env[..], &[quick_compiler()]].concat();
-            steps.push(pick(&member.name, Programs::Tests(long()), &[], &quick));
-            steps.push(pick(&member.name, Programs::TestsBut(long()), &[], &quick));
-        } else {
-            steps.push(pick(&member.name, Programs::AllTests, &[], &env));
+        match member.name.as_str() {
+            "attn-wgpu" => {
+                // The long ones first: programs run side by side, and none should be left alone at the end.
+                steps.push(pick(&member.name, Programs::Tests(long()), &[], &quick));
+                steps.push(pick(&member.name, Programs::TestsBut(long()), &[], &quick));
+            }
+            name if name == COMPUTES => steps.push(pick(name, Programs::AllTests, &[], &env)),
+            name => steps.push(pick(name, Programs::AllTests, &[], &quick)),
         }
     }
     steps.push(Step::Run(with(cargo_test(ws).arg("--doc"), &env)));
