@@ -18,40 +18,19 @@ struct Params {
 @group(0) @binding(4) var<storage, read> table: array<u32>; // see mask_table.rs
 
 const TILE = GROUPS * ROWS;
-const SUMS = ROWS;
 
 #import "linear"
 #import "attention_logits"
-#import "attention_lanes"
+#import "attention_keys"
 #import "attention_segments"
 
-var<private> k_rows: array<vec4<f32>, ROWS * CHUNKS_QK>;
 var<private> column: array<f32, ROWS>;
 
 fn absorb(query: u32, first_key: u32, q_start: u32, stats_start: u32, batch: u32, head: u32) {
   let stored_lse = stats[stats_start + query];
   let lse = select(3e38, stored_lse * LOG2_E, stored_lse > -1e29);
   let row = row_of(query);
-  var logits: array<vec4<f32>, ROWS>;
-  #unroll
-  for (var c = 0u; c < CHUNKS_QK; c++) {
-    let chunk = unpack(q[q_start + query * params.q_token + chunk_k[c]]);
-    #unroll
-    for (var r = 0u; r < ROWS; r++) {
-      if c == 0u {
-        logits[r] = k_rows[r * CHUNKS_QK] * chunk;
-      } else {
-        logits[r] = fma(k_rows[r * CHUNKS_QK + c], chunk, logits[r]);
-      }
-    }
-  }
-  var sums: array<f32, SUMS>;
-  #unroll
-  for (var r = 0u; r < ROWS; r++) {
-    let logit = logits[r];
-    sums[r] = (logit.x + logit.y) + (logit.z + logit.w);
-  }
-  add_lanes(&sums);
+  let sums = key_sums(q_start + query * params.q_token);
   #unroll
   for (var r = 0u; r < ROWS; r++) {
     let logit = logit_of(sums[r], batch, head, row, first_key + r);
@@ -72,15 +51,10 @@ fn attention_columns(
   let head_kv = head / group_heads();
   let first_key = tile * TILE + lane / LANES * ROWS;
 
+  read_keys(batch, head_kv, first_key);
   #unroll
   for (var r = 0u; r < ROWS; r++) {
     column[r] = 0.0;
-    let key = min(first_key + r, params.keys - 1u);
-    let k_at = params.k_start + batch * params.k_batch + head_kv * params.k_head + key * params.k_token;
-    #unroll
-    for (var c = 0u; c < CHUNKS_QK; c++) {
-      k_rows[r * CHUNKS_QK + c] = select(vec4<f32>(0.0), unpack(k[k_at + chunk_k[c]]) * params.scale, inside_k[c]);
-    }
   }
 
   let q_start = params.q_start + batch * params.q_batch + head * params.q_head;

@@ -19,14 +19,12 @@ struct Params {
 @group(0) @binding(5) var<storage, read> table: array<u32>; // see mask_table.rs
 
 const TILE = GROUPS * ROWS;
-const SUMS = ROWS;
 
 #import "linear"
 #import "attention_logits"
-#import "attention_lanes"
+#import "attention_keys"
 #import "attention_segments"
 
-var<private> k_rows: array<vec4<f32>, ROWS * CHUNKS_QK>;
 var<private> sum_rows: array<vec4<f32>, ROWS * CHUNKS_V>;
 var<private> x_row: array<vec4<f32>, CHUNKS_V>;
 
@@ -38,26 +36,7 @@ fn absorb(
   // The largest number where the row is empty, so that every weight is 0.
   let lse = select(3e38, stored_lse * LOG2_E, stored_lse > -1e29);
   let row = row_of(query);
-  var logits: array<vec4<f32>, ROWS>;
-  #unroll
-  for (var c = 0u; c < CHUNKS_QK; c++) {
-    let chunk = unpack(q[q_start + query * params.q_token + chunk_k[c]]);
-    #unroll
-    for (var r = 0u; r < ROWS; r++) {
-      if c == 0u {
-        logits[r] = k_rows[r * CHUNKS_QK] * chunk;
-      } else {
-        logits[r] = fma(k_rows[r * CHUNKS_QK + c], chunk, logits[r]);
-      }
-    }
-  }
-  var sums: array<f32, SUMS>;
-  #unroll
-  for (var r = 0u; r < ROWS; r++) {
-    let logit = logits[r];
-    sums[r] = (logit.x + logit.y) + (logit.z + logit.w);
-  }
-  add_lanes(&sums);
+  let sums = key_sums(q_start + query * params.q_token);
   #unroll
   for (var c = 0u; c < CHUNKS_V; c++) {
     x_row[c] = x[x_start + query * params.out_token + chunk_v[c]];
@@ -95,15 +74,10 @@ fn attention_transposed(
   let head_kv = head / group_heads();
   let first_key = tile * TILE + lane / LANES * ROWS;
 
-  // Keys beyond the last repeat it and are not stored. Lanes beyond a dimension multiply by zero.
+  // Keys beyond the last are not stored.
+  read_keys(batch, head_kv, first_key);
   #unroll
   for (var r = 0u; r < ROWS; r++) {
-    let key = min(first_key + r, params.keys - 1u);
-    let k_at = params.k_start + batch * params.k_batch + head_kv * params.k_head + key * params.k_token;
-    #unroll
-    for (var c = 0u; c < CHUNKS_QK; c++) {
-      k_rows[r * CHUNKS_QK + c] = select(vec4<f32>(0.0), unpack(k[k_at + chunk_k[c]]) * params.scale, inside_k[c]);
-    }
     #unroll
     for (var c = 0u; c < CHUNKS_V; c++) {
       sum_rows[r * CHUNKS_V + c] = vec4<f32>(0.0);

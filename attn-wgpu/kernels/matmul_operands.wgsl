@@ -6,7 +6,6 @@
 // as weights are stored, or along its columns (B_ROWS). AChunk .. are vec4<f32>, or vec2<u32> for
 // halves (A_F16, A_BF16, ..).
 
-@group(0) @binding(0) var<storage, read> a: array<AChunk>; // [B0, B1, M, K]
 @group(0) @binding(1) var<storage, read> b: array<BChunk>; // [B0, B1, K, N]
 @group(0) @binding(2) var<storage, read> bias: array<BiasChunk>; // [N]
 @group(0) @binding(3) var<storage, read> residual: array<OutChunk>; // [B0, B1, M, N]
@@ -20,20 +19,7 @@
 @group(0) @binding(5) var<storage, read_write> sums_so_far: array<vec4<f32>>; // [B0, B1, M, N]
 #endif
 
-#import "linear"
-#import "halves"
-
-fn read_a(at: u32) -> vec4<f32> {
-#ifdef A_F16
-  return unpack_f16(a[at]);
-#else
-#ifdef A_BF16
-  return unpack_bf16(a[at]);
-#else
-  return a[at];
-#endif
-#endif
-}
+#import "matmul_left"
 
 fn read_b(at: u32) -> vec4<f32> {
 #ifdef B_F16
@@ -45,11 +31,6 @@ fn read_b(at: u32) -> vec4<f32> {
   return b[at];
 #endif
 #endif
-}
-
-// Start of a batch entry; `place` is start, outer and inner stride.
-fn entry(place: vec4<u32>, batch: u32) -> u32 {
-  return place.x + batch / params.inner * place.y + batch % params.inner * place.z;
 }
 
 // Four steps of the depth (from 4 * depth4 on) by four columns: a row of the block is a step. Steps

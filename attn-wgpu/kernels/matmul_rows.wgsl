@@ -12,55 +12,21 @@ struct Params {
 
 #import "matmul_operands"
 #import "matmul_store"
+#import "matmul_lanes"
 
-const GROUPS = WORKGROUP / LANES;
 const COLUMNS = 4 * CHUNKS;
-
-#ifdef SUBGROUP
-#else
-var<workgroup> partial: array<vec4<f32>, WORKGROUP>;
-#endif
-
-// The sum over the lanes of a group; all lanes of a workgroup call it alike.
-fn add_lanes(value: vec4<f32>, lane: u32) -> vec4<f32> {
-  var sum = value;
-#ifdef SUBGROUP
-  #unroll
-  for (var i = 0u; i < LANE_BITS; i++) {
-    sum += subgroupShuffleXor(sum, 1u << i);
-  }
-#else
-  if LANES > 1u {
-    workgroupBarrier();
-    partial[lane] = value;
-    workgroupBarrier();
-    sum = vec4<f32>(0.0);
-    #unroll
-    for (var i = 0u; i < LANES; i++) {
-      sum += partial[lane / LANES * LANES + i];
-    }
-  }
-#endif
-  return sum;
-}
 
 @compute @workgroup_size(WORKGROUP)
 fn matmul_rows(
-  @builtin(workgroup_id) group: vec3<u32>,
-  @builtin(num_workgroups) counts: vec3<u32>,
-#ifdef SUBGROUP
-  @builtin(subgroup_id) subgroup: u32,
-  @builtin(subgroup_size) subgroup_size: u32,
-  @builtin(subgroup_invocation_id) subgroup_lane: u32,
-#else
-  @builtin(local_invocation_index) lane: u32,
-#endif
+#import "arguments"
 ) {
 #ifdef SUBGROUP
   // The order of lanes that shuffles see.
   let lane = subgroup * subgroup_size + subgroup_lane;
+#else
+  let lane = local_index;
 #endif
-  let item = linear_group(group, counts);
+  let item = linear_group(workgroup, counts);
   let first_row = item % params.row_tiles * ROWS;
   let tile = item / params.row_tiles;
   let first_column4 = (tile % params.column_tiles * GROUPS + lane / LANES) * CHUNKS;

@@ -2,7 +2,6 @@
 // out are addressed in chunks of four elements along the last dimension; AChunk .. are vec4<f32>, or
 // vec2<u32> for halves (A_F16, A_BF16, ..). Six storage buffers.
 
-@group(0) @binding(0) var<storage, read> a: array<AChunk>; // [B0, B1, M, K]
 @group(0) @binding(1) var<storage, read> codes: array<vec4<u32>>; // [N / 4, K / 32, CODES]
 @group(0) @binding(2) var<storage, read> scales: array<ScaleChunk>; // [N / 4, blocks of K, ..]
 @group(0) @binding(3) var<storage, read> bias: array<BiasChunk>; // [N]
@@ -13,26 +12,8 @@
 @group(0) @binding(5) var<storage, read_write> out: array<OutChunk>; // [B0, B1, M, N]
 #endif
 
-#import "linear"
-#import "halves"
+#import "matmul_left"
 #import "packed_block"
-
-fn read_a(at: u32) -> vec4<f32> {
-#ifdef A_F16
-  return unpack_f16(a[at]);
-#else
-#ifdef A_BF16
-  return unpack_bf16(a[at]);
-#else
-  return a[at];
-#endif
-#endif
-}
-
-// Start of a batch entry; `place` is start, outer and inner stride.
-fn entry(place: vec4<u32>, batch: u32) -> u32 {
-  return place.x + batch / params.inner * place.y + batch % params.inner * place.z;
-}
 
 // Where the codes and the scales of four columns begin; those beyond the last repeat the last four.
 fn codes_of(column4: u32) -> u32 {

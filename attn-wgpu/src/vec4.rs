@@ -1,8 +1,20 @@
 //! Tensors as kernels address them: four dimensions, in groups of four elements.
 
 use crate::error::Result;
+use crate::kernel::Constants;
 use crate::ops;
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
+
+/// Declares what a group of four elements of a type is: the alias `..Chunk`, and a flag for halves, `.._F16` or
+/// `.._BF16`, of names like `Out` and `OUT`.
+pub(crate) fn chunks(constants: Constants, name: &str, dtype: DType) -> Constants {
+    let chunk = if dtype.bytes() == 2 { "vec2<u32>" } else { "vec4<f32>" };
+    let flag = name.to_uppercase();
+    constants
+        .alias(&format!("{name}Chunk"), chunk)
+        .flag(&format!("{flag}_F16"), dtype == DType::F16)
+        .flag(&format!("{flag}_BF16"), dtype == DType::BF16)
+}
 
 /// The tensor with extents of 1 in front, four in all.
 pub(crate) fn four(tensor: &Tensor) -> Tensor {

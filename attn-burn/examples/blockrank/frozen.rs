@@ -1,7 +1,7 @@
 //! What is below the layer that learns: computed once for every prompt, and kept on disk for the next run.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use attn_burn::Gpu;
 use attn_burn::attn_blockrank::policy::BlockRankPolicy;
@@ -30,9 +30,13 @@ pub struct Prepared {
     pub key: Vec<f32>,
 }
 
+fn cache() -> Result<PathBuf, Failure> {
+    Ok(attn_model::cache_dir().ok_or("no cache folder: HOME is not set")?)
+}
+
 /// The fetched model, and the text that prompts are made of.
 pub fn fetched() -> Result<(Source, String), Failure> {
-    let cache = attn_model::cache_dir().ok_or("no cache folder: HOME is not set")?;
+    let cache = cache()?;
     let there = |file: &str, command: &str| match cache.join(file) {
         path if path.is_file() => Ok(path),
         path => Err(format!("{} is not there: `cargo xtask {command}` gets it", path.display())),
@@ -58,8 +62,7 @@ pub fn prepare(
         (weights("q_proj", source.config.heads)?, weights("k_proj", source.config.heads_kv)?);
 
     let [train, test] = tasks.each_ref().map(Vec::len);
-    let cache = attn_model::cache_dir().ok_or("no cache folder: HOME is not set")?;
-    let folder = cache.join("blockrank");
+    let folder = cache()?.join("blockrank");
     let kept = folder.join(format!("layer{LAYER}-{train}-{test}-{seed}.safetensors"));
     let prompts = match kept.is_file() {
         true => load(&kept)?,

@@ -133,13 +133,17 @@ fn whole(gpu: &Gpu, model: &Path, documents: usize) -> Result<()> {
     Ok(())
 }
 
-/// Runs tokens in the ranker's parts, and waits for the last one.
+/// Tokens that run at once: with all keys of a hundred documents, more take a software driver longer than the device
+/// is waited for.
+const PART: usize = 512;
+
+/// Runs tokens in parts, and waits for each.
 fn in_parts(
     tokens: &[u32],
     at: &[u32],
     mut run: impl FnMut(&[u32], &[u32]) -> attn_model::Result<Tensor>,
 ) -> Result<()> {
-    for (tokens, at) in tokens.chunks(2048).zip(at.chunks(2048)) {
+    for (tokens, at) in tokens.chunks(PART).zip(at.chunks(PART)) {
         run(tokens, at)?.narrow(0, 0, 1)?.to_vec::<f32>()?;
     }
     Ok(())

@@ -19,6 +19,7 @@ pub(crate) const SNIPPETS: &[(&str, &str)] = &[
     ("attention_lanes", include_str!("../../kernels/attention_lanes.wgsl")),
     ("attention_arguments", include_str!("../../kernels/attention_arguments.wgsl")),
     ("attention_item", include_str!("../../kernels/attention_item.wgsl")),
+    ("attention_keys", include_str!("../../kernels/attention_keys.wgsl")),
     ("attention_pairs", include_str!("../../kernels/attention_pairs.wgsl")),
     ("attention_segments", include_str!("../../kernels/attention_segments.wgsl")),
     ("attention_absorb", include_str!("../../kernels/attention_absorb.wgsl")),

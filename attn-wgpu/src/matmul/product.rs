@@ -10,7 +10,7 @@ use crate::gpu::Gpu;
 use crate::kernel::{Call, Constants, KernelSource};
 use crate::ops::SNIPPETS as GENERAL;
 use crate::tensor::{DType, Tensor};
-use crate::vec4::is_vec4;
+use crate::vec4::{chunks, is_vec4};
 
 /// All tensors have four dimensions and rows of whole chunks, but for an f32 result.
 pub(super) struct Product {
@@ -85,20 +85,10 @@ pub(super) struct Form {
 
 impl Form {
     pub(super) fn constants(&self, variant: &Variant) -> Constants {
-        let storage = |constants: Constants, name: &str, dtype: DType| {
-            let chunk = if dtype.bytes() == 2 { "vec2<u32>" } else { "vec4<f32>" };
-            let mut letters = name.chars();
-            let first = letters.next().map(|c| c.to_string()).unwrap_or_default();
-            let alias = format!("{first}{}Chunk", letters.as_str().to_lowercase());
-            constants
-                .alias(&alias, chunk)
-                .flag(&format!("{name}_F16"), dtype == DType::F16)
-                .flag(&format!("{name}_BF16"), dtype == DType::BF16)
-        };
-        let constants = storage(variant.constants(), "A", self.a);
-        let constants = storage(constants, "B", self.b);
-        let constants = storage(constants, "OUT", self.out);
-        let constants = storage(constants, "BIAS", self.bias.unwrap_or(DType::F32));
+        let constants = chunks(variant.constants(), "A", self.a);
+        let constants = chunks(constants, "B", self.b);
+        let constants = chunks(constants, "Out", self.out);
+        let constants = chunks(constants, "Bias", self.bias.unwrap_or(DType::F32));
         let Sums { go_on, keep } = self.sums;
         // A dispatch that keeps its sums has no epilogue.
         let form = if keep {
@@ -127,8 +117,11 @@ pub(super) const SNIPPETS: &[(&str, &str)] = &[
     GENERAL[1],
     ("halves", include_str!("../../kernels/halves.wgsl")),
     ("matmul_fields", include_str!("../../kernels/matmul_fields.wgsl")),
+    ("matmul_left", include_str!("../../kernels/matmul_left.wgsl")),
     ("matmul_operands", include_str!("../../kernels/matmul_operands.wgsl")),
     ("matmul_store", include_str!("../../kernels/matmul_store.wgsl")),
+    ("matmul_lanes", include_str!("../../kernels/matmul_lanes.wgsl")),
+    ("arguments", include_str!("../../kernels/attention_arguments.wgsl")),
 ];
 
 /// The kernel of a variant.

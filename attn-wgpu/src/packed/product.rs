@@ -11,7 +11,7 @@ use crate::gpu::Gpu;
 use crate::kernel::{Binding, Call, Constants, KernelSource};
 use crate::ops::SNIPPETS as GENERAL;
 use crate::tensor::{DType, Tensor};
-use crate::vec4::is_vec4;
+use crate::vec4::{chunks, is_vec4};
 
 /// All tensors have four dimensions and rows of whole chunks, but for an f32 result.
 pub(super) struct Product<'a> {
@@ -77,17 +77,10 @@ pub(super) struct Form {
 
 impl Form {
     pub(super) fn constants(&self, variant: &Variant) -> Constants {
-        let storage = |constants: Constants, alias: &str, name: &str, dtype: DType| {
-            let chunk = if dtype.bytes() == 2 { "vec2<u32>" } else { "vec4<f32>" };
-            constants
-                .alias(alias, chunk)
-                .flag(&format!("{name}_F16"), dtype == DType::F16)
-                .flag(&format!("{name}_BF16"), dtype == DType::BF16)
-        };
         let constants = block_constants(self.kind, variant.constants());
-        let constants = storage(constants, "AChunk", "A", self.a);
-        let constants = storage(constants, "OutChunk", "OUT", self.out);
-        let constants = storage(constants, "BiasChunk", "BIAS", self.bias.unwrap_or(DType::F32));
+        let constants = chunks(constants, "A", self.a);
+        let constants = chunks(constants, "Out", self.out);
+        let constants = chunks(constants, "Bias", self.bias.unwrap_or(DType::F32));
         self.activation
             .constants(constants)
             .flag("BIAS", self.bias.is_some())
@@ -102,9 +95,12 @@ const SNIPPETS: &[(&str, &str)] = &[
     GENERAL[1],
     ("halves", include_str!("../../kernels/halves.wgsl")),
     ("packed_fields", include_str!("../../kernels/packed_fields.wgsl")),
+    ("matmul_left", include_str!("../../kernels/matmul_left.wgsl")),
     ("packed_operands", include_str!("../../kernels/packed_operands.wgsl")),
     ("packed_block", include_str!("../../kernels/packed_block.wgsl")),
     ("matmul_store", include_str!("../../kernels/matmul_store.wgsl")),
+    ("matmul_lanes", include_str!("../../kernels/matmul_lanes.wgsl")),
+    ("arguments", include_str!("../../kernels/attention_arguments.wgsl")),
 ];
 
 /// The kernel of a variant.
