@@ -20,13 +20,15 @@ fn rows<const D: usize>(
     })
 }
 
-/// Features of the main and of the auxiliary head. Slots are by place, padding is item 0, scores are split.
+/// Features of the main and of the auxiliary head of what was kept, `index`; and of how many requests the definition
+/// keeps others, by scores that rounding decides. Slots are by place, padding is item 0, scores are split.
 pub fn features(
     attention: &Embeddings,
     representation: &Embeddings,
     requests: &Requests,
+    index: Tensor<2, Int>,
     config: &Config,
-) -> [Tensor<2>; 2] {
+) -> ([Tensor<2>; 2], Tensor<1, Int>) {
     let [count, length] = requests.history_item.dims();
     let device = requests.item.device();
     let candidate = || {
@@ -52,17 +54,25 @@ pub fn features(
     let padding = requests.history_item.clone().equal_elem(0);
     let scores = scores.mask_fill(padding, -1e30);
     let least = scores.clone().detach().topk(config.keep, 1).narrow(1, config.keep - 1, 1);
-    let kept = scores.clone().mask_fill(scores.clone().lower(least.expand([count, length])), -1e30);
+    let least = least.clamp_min(-1e29).expand([count, length]);
+    let best = scores.clone().detach().greater_equal(least).int();
+    let places = Tensor::arange(0..length as i64, &device).reshape([1, 1, length]);
+    let places = places.expand([count, config.keep, length]);
+    let index = index.reshape([count, config.keep, 1]).expand([count, config.keep, length]);
+    let given = index.equal(places).int().sum_dim(1).reshape([count, length]);
+    let others = (best - given.clone()).abs().sum_dim(1).greater_elem(0).int().sum();
+    let kept = scores.clone().mask_fill(given.equal_elem(0), -1e30);
 
     let v = Tensor::cat(rows(representation, candidate(), [count, 0]).to_vec(), 1);
     let e = Tensor::cat(rows(representation, history(), [count, length, 0]).to_vec(), 2);
-    [kept, scores].map(|scores| {
+    let features = [kept, scores].map(|scores| {
         let some = scores.clone().greater_elem(-1e29).float();
         let weights = (softmax(scores, 1) * some).reshape([count, 1, length]);
         let [_, _, width] = e.dims();
         let h = weights.matmul(e.clone()).reshape([count, width]);
         Tensor::cat(vec![v.clone(), h.clone(), v.clone() * h], 1)
-    })
+    });
+    (features, others)
 }
 
 /// The slots of one history, as often as there are requests.

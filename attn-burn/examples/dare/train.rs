@@ -55,6 +55,8 @@ struct Run<'a> {
     device: &'a Device,
     random: Rng,
     losses: Vec<Tensor<1>>,
+    /// Requests of which the definition would keep others.
+    others: usize,
 }
 
 pub fn train(
@@ -78,23 +80,49 @@ pub fn train(
     Ok(Best { epoch, valid, test: run.area(&model, &set.test)? })
 }
 
-/// Largest relative difference of the first losses by kernels and by definition.
-pub fn difference(
+/// What the losses of the first steps by kernels are compared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Other {
+    Kernels,
+    /// From a table that is a rounding away: what training makes of one.
+    Nudged,
+    Definition,
+}
+
+/// Largest relative differences of the first losses by kernels from others.
+pub struct Apart {
+    /// By definition, which takes what the kernels keep.
+    pub defined: f64,
+    /// By kernels, from a table that is a rounding away.
+    pub nudged: f64,
+    /// Requests of which the definition would keep others, by scores that rounding decides.
+    pub others: usize,
+}
+
+pub fn apart(
     kind: Kind,
     set: &Dataset,
     device: &Device,
     seed: u64,
     steps: usize,
-) -> Result<f64, Failure> {
-    let losses = |by_definition: bool| -> Result<Vec<f32>, Failure> {
+) -> Result<Apart, Failure> {
+    let run = |other: Other| -> Result<(Vec<f32>, usize), Failure> {
         let mut run = Run::new(kind, set, device, seed)?;
-        run.epoch(steps, by_definition)?;
-        let losses = Tensor::cat(run.losses, 0);
-        Ok(losses.into_data().try_to_vec::<f32>()?)
+        if other == Other::Nudged {
+            let items = run.model.representation.item;
+            let nudge = |items: Tensor<2>| (items * (1.0 + f32::EPSILON)).detach().require_grad();
+            run.model.representation.item = items.map(nudge);
+        }
+        run.epoch(steps, other == Other::Definition)?;
+        Ok((Tensor::cat(run.losses, 0).into_data().try_to_vec::<f32>()?, run.others))
     };
-    let (own, defined) = (losses(false)?, losses(true)?);
-    let apart = own.iter().zip(&defined).map(|(own, defined)| (own - defined).abs() / defined);
-    Ok(apart.fold(0.0f32, f32::max).into())
+    let (own, _) = run(Other::Kernels)?;
+    let most = |other: &[f32]| {
+        let apart = own.iter().zip(other).map(|(own, other)| (own - other).abs() / other);
+        apart.fold(0.0f32, f32::max).into()
+    };
+    let ((nudged, _), (defined, others)) = (run(Other::Nudged)?, run(Other::Definition)?);
+    Ok(Apart { defined: most(&defined), nudged: most(&nudged), others })
 }
 
 impl<'a> Run<'a> {
@@ -108,7 +136,7 @@ impl<'a> Run<'a> {
         model.visit(&mut Look);
         let random = Rng::with_seed(seed);
         let optimizer = AdamConfig::new().with_epsilon(EPSILON).init();
-        Ok(Run { model, optimizer, set, device, random, losses: Vec::new() })
+        Ok(Run { model, optimizer, set, device, random, losses: Vec::new(), others: 0 })
     }
 
     fn epoch(&mut self, steps: usize, by_definition: bool) -> Result<(), Failure> {
@@ -116,7 +144,11 @@ impl<'a> Run<'a> {
         for samples in samples.chunks(BATCH).take(steps) {
             let (requests, labels) = batch(self.set, samples, self.device);
             let loss = match by_definition {
-                true => defined(&self.model, &requests, labels),
+                true => {
+                    let (loss, others) = defined(&self.model, &requests, labels)?;
+                    self.others += others;
+                    loss
+                }
                 false => self.model.loss(requests, labels, DECAY)?,
             };
             self.losses.push(loss.clone().detach());
@@ -172,8 +204,12 @@ fn batch(set: &Dataset, samples: &[Sample], device: &Device) -> (Requests, Tenso
     (requests, Tensor::from_data(labels, device))
 }
 
-/// The loss with features by their definition.
-fn defined(model: &Dare, requests: &Requests, labels: Tensor<2>) -> Tensor<1> {
+/// The loss with features by their definition, and of how many requests that would keep others.
+fn defined(
+    model: &Dare,
+    requests: &Requests,
+    labels: Tensor<2>,
+) -> Result<(Tensor<1>, usize), Failure> {
     let stage = |tables: &DareTables| Embeddings {
         item: tables.item.val(),
         category: tables.category.val(),
@@ -182,10 +218,12 @@ fn defined(model: &Dare, requests: &Requests, labels: Tensor<2>) -> Tensor<1> {
     let representation = stage(&model.representation);
     let attention = model.attention.as_ref().map_or_else(|| representation.clone(), stage);
     let config = model.search().config();
-    let [main, all] = plain::features(&attention, &representation, requests, config);
+    let index = model.features(requests.clone())?.index;
+    let ([main, all], others) =
+        plain::features(&attention, &representation, requests, index, config);
     let [count, _] = labels.dims();
     let of = |p: Tensor<2>| (p.log() * labels.clone()).sum() / -(count as f64);
-    of(model.main.forward(main))
-        + of(model.auxiliary.forward(all))
-        + (model.main.squares() + model.auxiliary.squares()) * DECAY
+    let squares = model.main.squares() + model.auxiliary.squares();
+    let loss = of(model.main.forward(main)) + of(model.auxiliary.forward(all)) + squares * DECAY;
+    Ok((loss, others.try_into_scalar::<i32>()?.try_into()?))
 }
