@@ -18,34 +18,10 @@ struct Params {
 @group(0) @binding(4) var<storage, read> table: array<u32>; // see mask_table.rs
 
 const TILE = GROUPS * ROWS;
-const SUMS = ROWS;
 
 #import "linear"
 #import "attention_logits"
-#import "attention_lanes"
-
-var<private> k_rows: array<vec4<f32>, ROWS * CHUNKS_QK>;
-
-// scale * q . k of the query whose vec4s begin at `q_at`, for the keys of this lane's group.
-fn logits_of(q_at: u32) -> array<f32, SUMS> {
-  var products: array<vec4<f32>, ROWS>;
-  #unroll
-  for (var c = 0u; c < CHUNKS_QK; c++) {
-    let chunk = unpack(q[q_at + chunk_k[c]]);
-    #unroll
-    for (var r = 0u; r < ROWS; r++) {
-      products[r] = fma(k_rows[r * CHUNKS_QK + c], chunk, products[r]);
-    }
-  }
-  var sums: array<f32, SUMS>;
-  #unroll
-  for (var r = 0u; r < ROWS; r++) {
-    let product = products[r];
-    sums[r] = (product.x + product.y) + (product.z + product.w);
-  }
-  add_lanes(&sums);
-  return sums;
-}
+#import "attention_keys"
 
 @compute @workgroup_size(WORKGROUP)
 fn attention_weights(
@@ -61,16 +37,7 @@ fn attention_weights(
   let first_of_tile = tile % key_tiles * TILE;
   let first_key = first_of_tile + lane / LANES * ROWS;
 
-  #unroll
-  for (var r = 0u; r < ROWS; r++) {
-    let key = min(first_key + r, params.keys - 1u);
-    let k_at = params.k_start + batch * params.k_batch + head_kv * params.k_head + key * params.k_token;
-    #unroll
-    for (var c = 0u; c < CHUNKS_QK; c++) {
-      k_rows[r * CHUNKS_QK + c] = select(vec4<f32>(0.0), unpack(k[k_at + chunk_k[c]]) * params.scale, inside_k[c]);
-    }
-  }
-
+  read_keys(batch, head_kv, first_key);
   let first_query = tile / key_tiles * BLOCK;
   let end_query = min(first_query + BLOCK, params.queries);
   for (var query = first_query; query < end_query; query++) {
@@ -78,7 +45,7 @@ fn attention_weights(
     var probabilities = array<f32, ROWS>();
     // Alike in all lanes of the workgroup. Explicit bits enclose all keys.
     if first_of_tile < row.sink || (row.start < first_of_tile + TILE && first_of_tile < row.end) {
-      let sums = logits_of(params.q_start + batch * params.q_batch + head * params.q_head + query * params.q_token);
+      let sums = key_sums(params.q_start + batch * params.q_batch + head * params.q_head + query * params.q_token);
       let lse = stats[params.stats_start + plane * params.queries + query] * LOG2_E;
       #unroll
       for (var r = 0u; r < ROWS; r++) {

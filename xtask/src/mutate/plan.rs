@@ -598,7 +598,7 @@ const BY_FILE: &[(&str, &[&Row])] = &[
     ("attention_backward_kv", &[&BACKWARD, &UNEVEN]),
     ("attention_pairs", &[&BACKWARD]),
     ("attention_columns", &[&COLUMNS, &UNEVEN]),
-    ("attention_keys", &[&COLUMNS, &TRANSPOSED]),
+    ("attention_keys", &[&COLUMNS, &TRANSPOSED, &WEIGHTS]),
     ("attention_transposed", &[&TRANSPOSED]),
     ("attention_weights", &[&WEIGHTS]),
     ("attention_delta", &[&DELTA]),
